@@ -1,0 +1,2 @@
+//! The guest image.
+fn main() {}

@@ -1,0 +1,12 @@
+//! vfio-user: PCI functions served by one process to another over a Unix socket.
+//!
+//! The protocol is the one that QEMU documents ("vfio-user", version 0.x). [`server`] drives a [`Device`];
+//! [`client`] is what a VMM uses. Both treat the other side as hostile: every size is bounded before
+//! anything is allocated, and a bad message ends the connection with a reason, never the process.
+
+pub mod device;
+
+pub use device::{
+    Device, DeviceError, DeviceInfo, DmaFlags, DmaMap, IoFd, IrqAction, IrqInfo, IrqIndex, RegionFlags,
+    RegionIndex, RegionInfo, RegionMapping, SparseArea,
+};

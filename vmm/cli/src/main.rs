@@ -1,0 +1,2 @@
+//! The `beamline` command.
+fn main() {}
