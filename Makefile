@@ -1,0 +1,45 @@
+# Thin on purpose: each target is one or two commands that can be typed by hand.
+#
+#   make demo     build everything and show four ways of sharing one GPU (under 3 minutes once built)
+#   make test     every test; the last line counts passed, failed and skipped
+#   make bench    benchmarks
+#   make lint     formatting, clippy, and the dependency policy where cargo-deny is installed
+#   make setup    install what is missing (Debian, as root); also run by demo and test
+#   make guest    build the guest image
+#   make build    build the release binary
+
+SHELL := /bin/sh
+CARGO ?= cargo
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+
+GUEST_TARGET := x86_64-unknown-linux-gnu
+GUEST_FLAGS  := -C relocation-model=static -C no-redzone=yes -C force-unwind-tables=no
+# Where tests and benchmarks look for the guest image; the command itself looks beside its own binary.
+export BEAMLINE_GUEST ?= $(CARGO_TARGET_DIR)/$(GUEST_TARGET)/guest/beamline-microguest
+
+.PHONY: setup guest build demo test bench lint clean
+
+setup:
+	@scripts/setup.sh
+
+guest:
+	RUSTFLAGS="$(GUEST_FLAGS)" $(CARGO) build --locked -p beamline-microguest --profile guest --target $(GUEST_TARGET)
+
+build:
+	$(CARGO) build --locked --release -p beamline
+
+# DEMO=path/to/demo.toml for another configuration, ARGS for more options.
+demo: setup guest build
+	"$(CARGO_TARGET_DIR)/release/beamline" demo $(DEMO) $(ARGS)
+
+test: setup guest
+	@scripts/test-summary.sh
+
+bench: setup guest
+	$(CARGO) bench --locked -p beamline-benches
+
+lint:
+	@scripts/lint.sh
+
+clean:
+	$(CARGO) clean
