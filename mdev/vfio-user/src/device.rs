@@ -69,11 +69,13 @@ pub struct SparseArea {
 /// `fd_offset`.
 #[derive(Debug)]
 pub struct RegionMapping<'a> {
-    /// A memfd.
+    /// A memfd, sealed against shrinking and large enough for the areas; else it is not offered.
     pub fd: BorrowedFd<'a>,
-    /// Where the region starts in `fd`.
+    /// Where the region starts in `fd`: page-aligned.
     pub fd_offset: u64,
-    /// May be mapped for writing.
+    /// May be mapped for writing. The protocol has one write flag for trapped and mapped access: where this
+    /// is false and the region's trapped access is writable, the memfd must be sealed with
+    /// `F_SEAL_FUTURE_WRITE`, else it is not offered.
     pub write: bool,
     /// The parts, at most 16.
     pub areas: Vec<SparseArea>,
@@ -171,11 +173,13 @@ pub enum DeviceError {
 pub trait Device: Send {
     /// What the device is.
     fn info(&self) -> DeviceInfo;
-    /// Region `index`, which is below [`RegionIndex::COUNT`].
+    /// Region `index`, which is below [`RegionIndex::COUNT`]. Size and rights do not change while a client
+    /// is connected: the server asks for them once.
     fn region(&self, index: RegionIndex) -> RegionInfo<'_>;
     /// Interrupt index `index`, which is below [`IrqIndex::COUNT`].
     fn irq(&self, index: IrqIndex) -> IrqInfo;
-    /// Doorbells of a region.
+    /// Doorbells of a region, at most 256. Those whose fds do not fit into the client's message (16 different
+    /// ones in ours) are left out: their writes come to [`region_write`](Self::region_write).
     fn io_fds(&self, index: RegionIndex) -> Vec<IoFd<'_>>;
     /// Reads `data.len()` bytes; `offset + data.len()` lies within the region and is readable.
     fn region_read(
@@ -185,7 +189,12 @@ pub trait Device: Send {
         data: &mut [u8],
     ) -> Result<(), DeviceError>;
     /// Writes `data`; `offset + data.len()` lies within the region and is writable.
-    fn region_write(&mut self, index: RegionIndex, offset: u64, data: &[u8]) -> Result<(), DeviceError>;
+    fn region_write(
+        &mut self,
+        index: RegionIndex,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), DeviceError>;
     /// Sets interrupts; `start + count` is within the index, and `SetEventFds` carries `count` fds, each
     /// one checked to be an eventfd.
     fn set_irqs(
