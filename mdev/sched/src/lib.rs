@@ -5,12 +5,32 @@
 //!
 //! * [`contract`]: what a slice is promised.
 //! * [`policy`]: the [`policy::Policy`] trait, the jobs it orders and what it decides.
+//! * [`beamline`], [`fifo`], [`passthrough`]: the policies; [`PolicyKind`] makes one by name.
+//! * [`budget`] and [`predict`]: what a tenant may still use, and what its jobs are expected to cost.
 #![no_std]
 #![forbid(unsafe_code)]
 extern crate alloc;
 
+pub mod beamline;
+pub mod budget;
 pub mod contract;
+pub mod demand;
+pub mod fifo;
+mod guard;
+mod heap;
+mod kind;
+pub mod passthrough;
+pub mod phase;
 pub mod policy;
+pub mod predict;
+mod queue;
+#[cfg(test)]
+mod testing;
+
+pub use beamline::Beamline;
 
 pub use contract::{Class, Contract, Guard, LateLatch, MissAllowance, Period, Sink};
+pub use fifo::Fifo;
+pub use kind::{PolicyKind, UnknownPolicy};
+pub use passthrough::Passthrough;
 pub use policy::{Decision, Defer, GpuCaps, JobSpec, Policy, QueueFull, TenantId, Ticket, Vblank};

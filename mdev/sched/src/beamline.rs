@@ -1,0 +1,566 @@
+//! Stage 4, schedule: from mediate/job to backend. The frame-contract policy.
+//!
+//! In order of preference:
+//! 1. *Reserved* jobs within budget, earliest deadline first. While a frame pauses between its jobs, for as
+//!    long as its contract declares, no later deadline starts: admission has charged that time.
+//! 2. *Background* minima, earliest period end first.
+//! 3. *Elastic* jobs and reserved jobs beyond their budget, by weighted virtual time.
+//! 4. Other background jobs, by weighted virtual time too: in turn where weights and costs are equal.
+//!
+//! 2 to 4 start only if they end clear of the known releases of reserved work ([`crate::guard`]). Those that
+//! do not are set aside until that release has passed, so that a job too long for any gap holds nobody up.
+//! A background minimum that has fallen behind a whole period may end after a release, within what the
+//! demand test tolerates.
+//!
+//! A tenant is in at most one of the queues, with the job at the head of its list:
+//!
+//! ```text
+//!            submit, job done                    release passed
+//!   Nothing ------------------> Waiting ---------------------------> Reserved (in budget)
+//!      ^                                                       \---> Slack <--> Aside (does not fit)
+//!      '------------- last job granted or dropped ---------------------'
+//! ```
+
+use crate::budget::{Minimum, Server};
+use crate::contract::{Class, Contract, Guard};
+use crate::demand;
+use crate::guard::{Guards, Horizon, Kind, Rule};
+use crate::heap::IndexedHeap;
+use crate::policy::{
+    Decision, Defer, GpuCaps, JobSpec, Policy, QueueFull, TenantId, Ticket, Vblank,
+};
+use crate::predict::Predictor;
+use crate::queue::{JobTable, Note};
+use alloc::vec::Vec;
+use beamline_abi::Nanos;
+
+/// Reserved tenants up to which the harmless blocking is worked out; beyond, none is assumed harmless.
+const TOLERANCE_TENANTS: usize = 64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Place {
+    Nothing,
+    Waiting,
+    Reserved,
+    Slack,
+    Aside,
+}
+
+#[derive(Debug)]
+struct Tenant {
+    contract: Contract,
+    place: Place,
+    /// What its frames, its late latch and its minimum may still use.
+    frames: Server,
+    late: Server,
+    minimum: Minimum,
+    predictor: Predictor,
+    /// When the current period ends.
+    period_end: u64,
+    /// Declared pauses left in the current frame.
+    pauses: u64,
+    /// Weighted GPU time received as slack.
+    virtual_time: u64,
+}
+
+/// Order among the slack: rank, then period end or virtual time.
+type SlackKey = (u8, u64);
+
+/// The frame-contract policy.
+#[derive(Debug)]
+pub struct Beamline {
+    caps: GpuCaps,
+    tenants: Vec<Option<Tenant>>,
+    jobs: JobTable,
+    guards: Guards,
+    /// By release time.
+    waiting: IndexedHeap<u64>,
+    /// By deadline.
+    reserved: IndexedHeap<u64>,
+    slack: IndexedHeap<SlackKey>,
+    /// Slack that did not fit before `aside_horizon`.
+    aside: IndexedHeap<u64>,
+    aside_horizon: Option<Horizon>,
+    /// Frames between two jobs: deadline, and until when the GPU is kept.
+    pauses: IndexedHeap<(u64, u64)>,
+    in_flight: u32,
+    /// Sums over the jobs in flight, ns.
+    expected_in_flight: u64,
+    worst_in_flight: u64,
+    last_tenant: Option<TenantId>,
+    /// Virtual time of the latest slack grant: of background, and of all else.
+    virtual_now: [u64; 2],
+    /// The latest time any call has named.
+    clock: u64,
+}
+
+impl Beamline {
+    /// A policy for at most `max_tenants` tenants and `max_jobs` jobs queued or running.
+    pub fn new(caps: GpuCaps, max_tenants: usize, max_jobs: usize) -> Self {
+        // Tenants are numbered by u16 and tickets by u32.
+        let max_tenants = max_tenants.min(usize::from(u16::MAX) + 1);
+        let max_jobs = max_jobs.min(u32::MAX as usize - 1);
+        Self {
+            caps,
+            tenants: (0..max_tenants).map(|_| None).collect(),
+            jobs: JobTable::new(max_tenants, max_jobs),
+            guards: Guards::new(max_tenants),
+            waiting: IndexedHeap::new(max_tenants),
+            reserved: IndexedHeap::new(max_tenants),
+            slack: IndexedHeap::new(max_tenants),
+            aside: IndexedHeap::new(max_tenants),
+            aside_horizon: None,
+            pauses: IndexedHeap::new(max_tenants),
+            in_flight: 0,
+            expected_in_flight: 0,
+            worst_in_flight: 0,
+            last_tenant: None,
+            virtual_now: [0; 2],
+            clock: 0,
+        }
+    }
+
+    fn tenant(&self, t: usize) -> Option<&Tenant> {
+        self.tenants.get(t)?.as_ref()
+    }
+
+    fn tenant_mut(&mut self, t: usize) -> Option<&mut Tenant> {
+        self.tenants.get_mut(t)?.as_mut()
+    }
+
+    /// Works out which blocking the reserved tenants tolerate.
+    fn renew_tolerances(&mut self) {
+        let reserved = || {
+            self.tenants.iter().enumerate().filter_map(|(i, t)| {
+                t.as_ref().filter(|t| t.contract.class == Class::Reserved).map(|t| (i, &t.contract))
+            })
+        };
+        let tasks: Vec<_> = if reserved().count() <= TOLERANCE_TENANTS {
+            reserved().flat_map(|(i, c)| demand::tasks(TenantId(i as u16), c, &self.caps)).collect()
+        } else {
+            Vec::new()
+        };
+        let tolerance = demand::test(&tasks, 0, &self.caps).map(|p| p.tolerance);
+        let known = tolerance.as_deref().unwrap_or(&[]);
+        for t in 0..self.tenants.len() {
+            for kind in [Kind::Frame, Kind::LateLatch] {
+                self.guards.set_tolerance(t, kind, 0);
+            }
+        }
+        for (task, &tolerance) in tasks.iter().zip(known) {
+            let kind = if task.late_latch { Kind::LateLatch } else { Kind::Frame };
+            self.guards.set_tolerance(usize::from(task.tenant.0), kind, tolerance);
+        }
+    }
+
+    fn set_rules(&mut self, t: usize, c: &Contract) {
+        self.guards.remove(t);
+        if c.class != Class::Reserved {
+            return;
+        }
+        let rule = Rule {
+            soft: c.guard == Guard::Release,
+            hold: c.jitter.0,
+            period: c.period.floor().0,
+            tolerance: 0,
+        };
+        self.guards.set_rule(t, Kind::Frame, rule);
+        if let Some(l) = c.late_latch {
+            // Later than this the job could not end in time anyway.
+            let hold = l.window.saturating_sub(l.budget).0;
+            self.guards.set_rule(t, Kind::LateLatch, Rule { hold, ..rule });
+        }
+    }
+
+    /// Takes a tenant out of whichever queue it is in.
+    fn displace(&mut self, t: usize) {
+        match self.tenant(t).map(|t| t.place) {
+            Some(Place::Waiting) => self.waiting.remove(t),
+            Some(Place::Reserved) => self.reserved.remove(t),
+            Some(Place::Slack) => self.slack.remove(t),
+            Some(Place::Aside) => self.aside.remove(t),
+            Some(Place::Nothing) | None => {}
+        }
+        if let Some(t) = self.tenant_mut(t) {
+            t.place = Place::Nothing;
+        }
+    }
+
+    /// Puts a tenant into the queue its first job belongs to.
+    fn replace(&mut self, t: usize) {
+        let idle = self.tenant(t).is_none_or(|t| t.place == Place::Nothing);
+        self.displace(t);
+        let Some(&job) = self.jobs.head(t) else {
+            return;
+        };
+        let (clock, virtual_now) = (self.clock, self.virtual_now);
+        let Some(tenant) = self.tenant_mut(t) else {
+            return;
+        };
+        if job.release.0 > clock {
+            tenant.place = Place::Waiting;
+            self.waiting.set(t, job.release.0);
+            return;
+        }
+        if tenant.pays(&job) {
+            tenant.place = Place::Reserved;
+            let key = tenant.deadline(&job);
+            self.reserved.set(t, key);
+            return;
+        }
+        tenant.place = Place::Slack;
+        if idle {
+            // Whoever was away claims nothing for that time.
+            tenant.virtual_time = tenant.virtual_time.max(virtual_now[tenant.line()]);
+        }
+        let key = match tenant.contract.class {
+            Class::Background if tenant.minimum.left() > 0 => (0, tenant.period_end),
+            Class::Reserved | Class::Elastic => (1, tenant.virtual_time),
+            Class::Background => (2, tenant.virtual_time),
+        };
+        self.slack.set(t, key);
+    }
+
+    /// Queues the tenants whose first job is released by now.
+    fn release(&mut self, now: u64) {
+        self.clock = self.clock.max(now);
+        while let Some((t, at)) = self.waiting.peek() {
+            if at > self.clock {
+                break;
+            }
+            self.replace(t);
+        }
+    }
+
+    /// The frame with the earliest deadline that is between two jobs.
+    fn pause(&mut self, now: u64) -> Option<(u64, u64)> {
+        while let Some((t, (deadline, until))) = self.pauses.peek() {
+            if until > now {
+                return Some((deadline, until));
+            }
+            self.pauses.remove(t);
+        }
+        None
+    }
+
+    fn grant(&mut self, t: usize, reserved: bool) -> Option<Decision> {
+        let job = *self.jobs.head(t)?;
+        let switches = self.last_tenant != Some(job.tenant);
+        let tenant = self.tenant(t)?;
+        let expected = tenant.expected(&job);
+        let note = Note {
+            expected: expected.0,
+            worst: tenant.contract.max_job.0,
+            reserved,
+            switch: if switches { self.caps.switch_cost.0 } else { 0 },
+        };
+        if !reserved {
+            let (line, time) = (tenant.line(), tenant.virtual_time);
+            self.virtual_now[line] = self.virtual_now[line].max(time);
+        }
+        self.jobs.start(t, note)?;
+        self.last_tenant = Some(job.tenant);
+        self.in_flight += 1;
+        self.expected_in_flight = self.expected_in_flight.saturating_add(note.expected);
+        self.worst_in_flight = self.worst_in_flight.saturating_add(note.worst);
+        self.replace(t);
+        Some(Decision::Grant { ticket: job.ticket, expected })
+    }
+
+    /// The first slack job that ends clear of the guards; else why not, and when to look again.
+    fn grant_slack(&mut self, now: u64) -> Decision {
+        let horizon = self.guards.horizon(now);
+        if self
+            .aside_horizon
+            .is_some_and(|then| horizon.soft > then.soft || horizon.hard > then.hard)
+        {
+            self.bring_back();
+        }
+        while let Some((t, (rank, _))) = self.slack.peek() {
+            if self.fits(t, rank, now, horizon) {
+                if let Some(grant) = self.grant(t, false) {
+                    return grant;
+                }
+                self.displace(t);
+                continue;
+            }
+            self.displace(t);
+            if let Some(tenant) = self.tenant_mut(t) {
+                tenant.place = Place::Aside;
+                self.aside.set(t, 0);
+                self.aside_horizon.get_or_insert(horizon);
+            }
+        }
+        let next = self.waiting.peek().map(|(_, at)| at);
+        let Some((t, _)) = self.aside.peek() else {
+            return idle(next, Defer::NotReleased);
+        };
+        let over = self.tenant(t).is_some_and(|t| t.contract.class == Class::Reserved);
+        let until = next.map_or(horizon.until, |n| n.min(horizon.until));
+        idle(
+            (until != u64::MAX).then_some(until),
+            if over { Defer::NoBudget } else { Defer::Guarded },
+        )
+    }
+
+    fn fits(&self, t: usize, rank: u8, now: u64, horizon: Horizon) -> bool {
+        let (Some(tenant), Some(job)) = (self.tenant(t), self.jobs.head(t)) else {
+            return false;
+        };
+        let switch = self.caps.switch_cost.0;
+        let end = |cost: u64, ahead: u64| {
+            now.saturating_add(ahead).saturating_add(cost).saturating_add(switch)
+        };
+        let expected = end(tenant.expected(job).0, self.expected_in_flight)
+            .saturating_add(self.caps.guard_margin.0);
+        let worst = end(tenant.contract.max_job.0, self.worst_in_flight);
+        let urgent = rank == 0 && tenant.minimum.is_behind();
+        (urgent || expected <= horizon.soft) && worst <= horizon.hard
+    }
+
+    /// Queues again what was set aside.
+    fn bring_back(&mut self) {
+        self.aside_horizon = None;
+        while let Some((t, _)) = self.aside.peek() {
+            self.aside.remove(t);
+            self.replace(t);
+        }
+    }
+
+    /// Keeps the GPU for the frame that `job` belongs to until its next job comes, if the contract declares
+    /// the pause.
+    fn begin_pause(&mut self, t: usize, now: u64, job: &JobSpec) {
+        let more = u32::from(job.job.0) + 1 < u32::from(job.jobs);
+        let comes = self.jobs.head(t).is_some();
+        let Some(tenant) = self.tenant_mut(t) else {
+            return;
+        };
+        let gap = tenant.contract.gap.0;
+        if !more || comes || gap == 0 || tenant.pauses == 0 || !tenant.pays(job) {
+            return;
+        }
+        tenant.pauses -= 1;
+        let deadline = tenant.deadline(job);
+        self.pauses.set(t, (deadline, now.saturating_add(gap)));
+    }
+}
+
+impl Tenant {
+    fn new(contract: &Contract, caps: &GpuCaps) -> Self {
+        let late = contract.late_latch.map_or(0, |l| l.budget.0);
+        Self {
+            contract: *contract,
+            place: Place::Nothing,
+            frames: Server::new(demand::frame_budget(contract, caps)),
+            late: Server::new(if late == 0 { 0 } else { late.saturating_add(caps.switch_cost.0) }),
+            minimum: Minimum::new(contract.budget.0),
+            predictor: Predictor::new(contract),
+            period_end: 0,
+            pauses: 0,
+            virtual_time: 0,
+        }
+    }
+
+    /// Which line of virtual time it stands in.
+    fn line(&self) -> usize {
+        usize::from(self.contract.class != Class::Background)
+    }
+
+    /// Whether the late-latch budget pays for this job.
+    fn is_late(&self, job: &JobSpec) -> bool {
+        job.late_latch && self.contract.late_latch.is_some()
+    }
+
+    /// Whether this job runs as reserved work.
+    fn pays(&self, job: &JobSpec) -> bool {
+        let server = if self.is_late(job) { &self.late } else { &self.frames };
+        self.contract.class == Class::Reserved && server.left(job.slot) > 0
+    }
+
+    /// When the job is due; work without a deadline is due with the frame it delays.
+    fn deadline(&self, job: &JobSpec) -> u64 {
+        job.deadline.0.min(self.period_end.saturating_add(self.contract.deadline.0))
+    }
+
+    fn expected(&self, job: &JobSpec) -> Nanos {
+        self.predictor.expected(job.job.0, job.jobs, self.is_late(job))
+    }
+
+    fn charge(&mut self, job: &JobSpec, cost: u64) {
+        match self.contract.class {
+            Class::Reserved if self.is_late(job) => self.late.charge(job.slot, cost),
+            Class::Reserved => self.frames.charge(job.slot, cost),
+            Class::Background => self.minimum.charge(cost),
+            Class::Elastic => {}
+        }
+    }
+}
+
+fn idle(until: Option<u64>, why: Defer) -> Decision {
+    Decision::Idle { until: until.map(Nanos), why }
+}
+
+impl Policy for Beamline {
+    fn name(&self) -> &'static str {
+        "beamline"
+    }
+
+    fn admit(&mut self, tenant: TenantId, contract: &Contract) {
+        let t = usize::from(tenant.0);
+        self.remove(tenant);
+        if !self.jobs.open(t) {
+            return;
+        }
+        let mut new = Tenant::new(contract, &self.caps);
+        new.virtual_time = self.virtual_now[new.line()];
+        self.tenants[t] = Some(new);
+        self.set_rules(t, contract);
+        if contract.class == Class::Reserved {
+            self.renew_tolerances();
+        }
+    }
+
+    fn remove(&mut self, tenant: TenantId) {
+        let t = usize::from(tenant.0);
+        self.displace(t);
+        self.jobs.close(t);
+        self.pauses.remove(t);
+        self.guards.remove(t);
+        if let Some(slot) = self.tenants.get_mut(t) {
+            *slot = None;
+        }
+    }
+
+    fn drop_jobs(&mut self, tenant: TenantId) {
+        let t = usize::from(tenant.0);
+        self.displace(t);
+        self.jobs.clear(t);
+        self.pauses.remove(t);
+    }
+
+    fn vblank(&mut self, tenant: TenantId, vblank: Vblank) {
+        let t = usize::from(tenant.0);
+        let waiting = self.jobs.head(t).is_some();
+        let Some(tenant) = self.tenant_mut(t) else {
+            return;
+        };
+        let c = tenant.contract;
+        tenant.period_end = vblank.next.0;
+        match c.class {
+            Class::Reserved => {
+                tenant.frames.renew(vblank.seq);
+                tenant.late.renew(vblank.seq);
+                tenant.pauses = demand::jobs_per_frame(&c) - 1;
+                let (seq, time) = (vblank.seq, vblank.time.0);
+                self.guards.frame_vblank(t, seq, time, vblank.next.0);
+                if c.late_latch.is_some() {
+                    let opening = time.saturating_add(c.main_deadline().0);
+                    self.guards.late_latch_vblank(t, seq, opening);
+                }
+            }
+            Class::Background => tenant.minimum.renew(waiting),
+            Class::Elastic => {}
+        }
+        if waiting {
+            self.replace(t);
+        }
+    }
+
+    fn submit(&mut self, job: JobSpec) -> Result<(), QueueFull> {
+        let t = usize::from(job.tenant.0);
+        self.jobs.push(job)?;
+        self.clock = self.clock.max(job.arrival.0);
+        self.pauses.remove(t);
+        if let Some(tenant) = self.tenant(t)
+            && tenant.contract.class == Class::Reserved
+        {
+            let kind = if tenant.is_late(&job) { Kind::LateLatch } else { Kind::Frame };
+            self.guards.arrived(t, kind, job.slot, job.release.0, job.arrival.0);
+        }
+        if self.tenant(t).is_some_and(|t| t.place == Place::Nothing) {
+            self.replace(t);
+        }
+        Ok(())
+    }
+
+    fn complete(&mut self, now: Nanos, ticket: Ticket, cost: Nanos) {
+        let Some(done) = self.jobs.finish(ticket) else {
+            return;
+        };
+        self.clock = self.clock.max(now.0);
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.expected_in_flight = self.expected_in_flight.saturating_sub(done.note.expected);
+        self.worst_in_flight = self.worst_in_flight.saturating_sub(done.note.worst);
+        if self.in_flight > 0 || self.caps.in_flight > 1 {
+            // With less ahead of it on the GPU, what did not fit may fit now.
+            self.bring_back();
+        }
+        let job = done.spec;
+        let t = usize::from(job.tenant.0);
+        if done.orphan {
+            return;
+        }
+        let Some(tenant) = self.tenant_mut(t) else {
+            return;
+        };
+        let late = tenant.is_late(&job);
+        let charged = cost.0.saturating_add(done.note.switch);
+        tenant.charge(&job, charged);
+        tenant.predictor.measured(job.job.0, late, cost);
+        if !done.note.reserved {
+            let weighted = charged / u64::from(tenant.contract.weight.max(1));
+            tenant.virtual_time = tenant.virtual_time.saturating_add(weighted);
+        }
+        if done.note.reserved && !late {
+            self.begin_pause(t, now.0, &job);
+        }
+        let place = self.tenant(t).map(|t| t.place);
+        if !matches!(place, None | Some(Place::Nothing | Place::Waiting)) {
+            self.replace(t);
+        }
+    }
+
+    fn decide(&mut self, now: Nanos) -> Decision {
+        let now = now.0;
+        self.release(now);
+        if self.jobs.queued() == 0 {
+            return idle(None, Defer::Empty);
+        }
+        if self.in_flight >= u32::from(self.caps.in_flight.max(1)) {
+            return idle(None, Defer::InFlight);
+        }
+        let pause = self.pause(now);
+        if let Some((t, deadline)) = self.reserved.peek() {
+            match pause {
+                Some((earlier, until)) if earlier < deadline => {
+                    return idle(Some(until), Defer::Guarded);
+                }
+                _ => {
+                    if let Some(grant) = self.grant(t, true) {
+                        return grant;
+                    }
+                }
+            }
+        }
+        match pause {
+            Some((_, until)) => {
+                let next = self.waiting.peek().map_or(until, |(_, at)| at.min(until));
+                let nothing = self.slack.is_empty() && self.aside.is_empty();
+                let why = if nothing { Defer::NotReleased } else { Defer::Guarded };
+                idle(Some(next), why)
+            }
+            None => self.grant_slack(now),
+        }
+    }
+
+    fn balance(&self, tenant: TenantId) -> (Nanos, Nanos) {
+        let Some(t) = self.tenant(usize::from(tenant.0)) else {
+            return (Nanos::ZERO, Nanos::ZERO);
+        };
+        match t.contract.class {
+            Class::Reserved => (Nanos(t.frames.left_now()), Nanos(t.frames.debt())),
+            Class::Background => (Nanos(t.minimum.left()), Nanos::ZERO),
+            Class::Elastic => (Nanos::ZERO, Nanos::ZERO),
+        }
+    }
+}

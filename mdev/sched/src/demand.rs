@@ -1,0 +1,218 @@
+//! Stage 4, schedule: the processor-demand test of sporadic, non-preemptible work under earliest deadline
+//! first.
+//!
+//! After Baruah, Rosier and Howell (1990) for the demand bound and Jeffay, Stanat and Martel (1991) for
+//! the blocking by a job that cannot be preempted. Releases are *offset-free*: every alignment of the
+//! tenants' vblanks passes if this test does. A frame and the pauses between its jobs count as one piece
+//! of work, since the scheduler keeps the GPU for it meanwhile.
+//!
+//! All arithmetic is on integers; the work is bounded by [`MAX_STEPS`].
+
+use crate::contract::{Class, Contract, Guard};
+use crate::policy::{GpuCaps, TenantId};
+use alloc::{vec, vec::Vec};
+
+/// Bound on (test points × tasks).
+pub(crate) const MAX_STEPS: u64 = 4_000_000;
+
+/// Scale of a utilisation: 2^40 is the whole GPU.
+const ONE: u128 = 1 << 40;
+
+/// One stream of demands: a tenant's frames, or its late-latch jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Task {
+    pub(crate) tenant: TenantId,
+    pub(crate) late_latch: bool,
+    /// Least time between releases, ns.
+    pub(crate) period: u64,
+    /// Deadline after the nominal release, ns.
+    pub(crate) deadline: u64,
+    /// Latest arrival after the nominal release, ns.
+    pub(crate) jitter: u64,
+    /// GPU time with switches and pauses, ns.
+    pub(crate) cost: u64,
+    /// Longest job, ns.
+    pub(crate) chunk: u64,
+    /// Whether elastic and background work never blocks it.
+    pub(crate) release_guard: bool,
+}
+
+impl Task {
+    /// Deadline after the latest arrival.
+    pub(crate) const fn reduced(&self) -> u64 {
+        self.deadline.saturating_sub(self.jitter)
+    }
+    /// Most work with release and deadline within `t` ns.
+    fn demand(&self, t: u64) -> u128 {
+        match t.checked_sub(self.reduced()) {
+            Some(rest) => u128::from(rest / self.period + 1) * u128::from(self.cost),
+            None => 0,
+        }
+    }
+}
+
+/// Jobs of a frame that admission reckons with: as many as the budget holds of the longest.
+pub(crate) fn jobs_per_frame(c: &Contract) -> u64 {
+    c.budget.0.div_ceil(c.max_job.0.max(1)).max(1)
+}
+
+/// GPU ns that a frame's jobs may use with their switches.
+pub(crate) fn frame_budget(c: &Contract, caps: &GpuCaps) -> u64 {
+    let switches = jobs_per_frame(c).saturating_mul(caps.switch_cost.0);
+    c.budget.0.saturating_add(switches)
+}
+
+/// The demands of a reserved contract; none of any other.
+pub(crate) fn tasks(
+    tenant: TenantId,
+    c: &Contract,
+    caps: &GpuCaps,
+) -> impl Iterator<Item = Task> + use<> {
+    let reserved = c.class == Class::Reserved;
+    let pauses = (jobs_per_frame(c) - 1).saturating_mul(c.gap.0);
+    let frame = Task {
+        tenant,
+        late_latch: false,
+        period: c.period.floor().0,
+        deadline: c.main_deadline().0,
+        jitter: c.jitter.0,
+        cost: frame_budget(c, caps).saturating_add(pauses),
+        chunk: c.max_job.0,
+        release_guard: c.guard == Guard::Release,
+    };
+    let late = c.late_latch.map(|l| Task {
+        late_latch: true,
+        deadline: l.window.0,
+        jitter: 0,
+        cost: l.budget.0.saturating_add(caps.switch_cost.0),
+        ..frame
+    });
+    reserved.then_some(frame).into_iter().chain(late.filter(|_| reserved))
+}
+
+/// An interval in which more is asked than fits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shortage {
+    /// Length of the interval, ns.
+    pub interval: u64,
+    /// Work that may have to be done in it, with blocking, ns.
+    pub demand: u64,
+}
+
+/// What the test found of a set that passes.
+#[derive(Clone, Debug)]
+pub(crate) struct Passed {
+    /// Per task: blocking at its release that still harms nobody, ns.
+    pub(crate) tolerance: Vec<u64>,
+}
+
+/// Share of the GPU that the tasks use, scaled by [`ONE`].
+fn utilisation(tasks: &[Task]) -> u128 {
+    tasks.iter().map(|t| (u128::from(t.cost) * ONE).div_ceil(u128::from(t.period.max(1)))).sum()
+}
+
+/// The tasks' share of the GPU in parts per million.
+pub(crate) fn utilisation_ppm(tasks: &[Task]) -> u64 {
+    u64::try_from(utilisation(tasks) * 1_000_000 / ONE).unwrap_or(u64::MAX)
+}
+
+fn saturate(v: u128) -> u64 {
+    u64::try_from(v).unwrap_or(u64::MAX)
+}
+
+/// Longest interval that has to be looked at, or `None` where the tasks leave nothing free.
+fn limit(tasks: &[Task], blocking: u64) -> Option<u64> {
+    let free = ONE.checked_sub(utilisation(tasks)).filter(|f| *f > 0)?;
+    // Beyond this the demand's linear upper bound is below the interval's length.
+    let excess: u128 = tasks
+        .iter()
+        .map(|t| {
+            let share = (u128::from(t.cost) * ONE).div_ceil(u128::from(t.period));
+            share * u128::from(t.period.saturating_sub(t.reduced()))
+        })
+        .sum();
+    let linear = saturate((excess + u128::from(blocking) * ONE) / free + 1);
+    // The longest busy period ends at least as surely.
+    let mut busy = u128::from(blocking) + tasks.iter().map(|t| u128::from(t.cost)).sum::<u128>();
+    for _ in 0..64 {
+        let next = u128::from(blocking)
+            + tasks
+                .iter()
+                .map(|t| {
+                    let n = (busy + u128::from(t.jitter)).div_ceil(u128::from(t.period));
+                    n * u128::from(t.cost)
+                })
+                .sum::<u128>();
+        if next == busy {
+            return Some(linear.min(saturate(busy)));
+        }
+        busy = next;
+        if busy > u128::from(linear) {
+            break;
+        }
+    }
+    Some(linear)
+}
+
+/// Tests the set. `foreign`: longest job of elastic and background tenants.
+pub(crate) fn test(tasks: &[Task], foreign: u64, caps: &GpuCaps) -> Result<Passed, Shortage> {
+    if tasks.is_empty() {
+        return Ok(Passed { tolerance: vec![] });
+    }
+    let depth = u64::from(caps.in_flight.max(1));
+    let longest = tasks.iter().map(|t| t.chunk).max().unwrap_or(0);
+    let block = |chunk: u64| chunk.saturating_add(caps.switch_cost.0).saturating_mul(depth);
+    let overload = |interval: u64| Shortage {
+        interval,
+        demand: saturate(utilisation(tasks) * u128::from(interval) / ONE).max(interval),
+    };
+    let widest = tasks.iter().map(|t| t.period).max().unwrap_or(1);
+    let first = tasks.iter().map(Task::reduced).max().unwrap_or(0);
+    let end = limit(tasks, block(longest.max(foreign))).ok_or_else(|| overload(widest))?.max(first);
+    let points: u128 =
+        tasks.iter().map(|t| u128::from(end.saturating_sub(t.reduced()) / t.period) + 1).sum();
+    if points * tasks.len() as u128 > u128::from(MAX_STEPS) {
+        return Err(overload(end));
+    }
+    let mut tolerance = vec![u64::MAX; tasks.len()];
+    for task in tasks {
+        let mut t = task.reduced();
+        while t <= end {
+            let demand: u128 = tasks.iter().map(|x| x.demand(t)).sum();
+            let blocking = match blocking(tasks, t, foreign) {
+                0 => 0,
+                chunk => block(chunk),
+            };
+            let total = demand + u128::from(blocking);
+            if total > u128::from(t) {
+                return Err(Shortage { interval: t, demand: saturate(total) });
+            }
+            let spare = t - saturate(demand);
+            for (x, least) in tasks.iter().zip(&mut tolerance) {
+                if x.reduced() <= t {
+                    *least = spare.min(*least);
+                }
+            }
+            t = t.saturating_add(task.period);
+        }
+    }
+    Ok(Passed { tolerance })
+}
+
+/// The longest job that may run when an interval of `t` begins although its deadline is beyond it.
+fn blocking(tasks: &[Task], t: u64, foreign: u64) -> u64 {
+    let inside = || tasks.iter().filter(|x| x.reduced() <= t);
+    let Some(first) = inside().next() else {
+        return 0;
+    };
+    // A tenant does not block itself: its late latch comes after its own frame, and its next frame after
+    // that.
+    let alone = inside().all(|x| x.tenant == first.tenant).then_some(first.tenant);
+    let peers = tasks
+        .iter()
+        .filter(|x| x.deadline > t && Some(x.tenant) != alone)
+        .map(|x| x.chunk)
+        .max()
+        .unwrap_or(0);
+    if inside().any(|x| !x.release_guard) { peers.max(foreign) } else { peers }
+}

@@ -1,0 +1,238 @@
+//! Stage 4, schedule: the releases of reserved work that are known, and what they forbid to other work.
+//!
+//! Each reserved tenant has two entries: the release of its next frame, and the opening of its next
+//! late-latch window. An entry forbids in two ways:
+//! * *soft* ([`Guard::Release`](crate::Guard::Release) only): other work must end before the release, and
+//!   none starts until the frame has come or its jitter has passed;
+//! * *hard* (always): other work, even at its longest, must end within the entry's tolerance after the
+//!   release, which is the blocking that the demand test found harmless.
+//!
+//! Both are heaps by time, so a decision looks at two entries, however many tenants there are.
+
+use crate::heap::IndexedHeap;
+use alloc::{vec, vec::Vec};
+
+/// Frames ahead of the newest vblank that a slot number may name: beyond a contract's depth it is wrong.
+const AHEAD: u64 = 8;
+
+/// Which of a tenant's entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Frame = 0,
+    LateLatch = 1,
+}
+
+/// How an entry behaves, from the contract.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Rule {
+    /// Whether the release itself is kept free.
+    pub(crate) soft: bool,
+    /// How long after its release the work may still come, ns.
+    pub(crate) hold: u64,
+    /// Between releases, ns: at least 1.
+    pub(crate) period: u64,
+    /// Blocking after the release that does no harm, ns.
+    pub(crate) tolerance: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    armed: bool,
+    rule: Rule,
+    /// The vblank whose work is awaited.
+    slot: u64,
+    release: u64,
+    hold_until: u64,
+    /// A slot and its release on the tenant's grid, to reckon later ones from.
+    origin: (u64, u64),
+    /// The newest slot whose work has come, plus one.
+    seen: u64,
+}
+
+impl Entry {
+    fn release_of(&self, slot: u64) -> u64 {
+        let k = slot.saturating_sub(self.origin.0);
+        self.origin.1.saturating_add(k.saturating_mul(self.rule.period))
+    }
+    fn await_slot(&mut self, slot: u64) {
+        self.slot = slot;
+        self.release = self.release_of(slot);
+        self.hold_until = self.release.saturating_add(self.rule.hold);
+    }
+}
+
+/// What other work has to keep clear of, as of one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Horizon {
+    /// Expected ends are to be no later than this.
+    pub(crate) soft: u64,
+    /// Worst-case ends are to be no later than this.
+    pub(crate) hard: u64,
+    /// When the nearer of the two entries lets go, if nothing comes.
+    pub(crate) until: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Guards {
+    entries: Vec<Entry>,
+    soft: IndexedHeap<u64>,
+    hard: IndexedHeap<u64>,
+}
+
+impl Guards {
+    pub(crate) fn new(max_tenants: usize) -> Self {
+        let n = 2 * max_tenants;
+        Self {
+            entries: vec![Entry::default(); n],
+            soft: IndexedHeap::new(n),
+            hard: IndexedHeap::new(n),
+        }
+    }
+
+    fn index(tenant: usize, kind: Kind) -> usize {
+        2 * tenant + kind as usize
+    }
+
+    /// Sets the rule of an entry; it forbids nothing before the first vblank.
+    pub(crate) fn set_rule(&mut self, tenant: usize, kind: Kind, rule: Rule) {
+        let i = Self::index(tenant, kind);
+        if let Some(e) = self.entries.get_mut(i) {
+            *e = Entry { rule: Rule { period: rule.period.max(1), ..rule }, ..Entry::default() };
+            self.file(i);
+        }
+    }
+
+    /// Changes what an entry tolerates.
+    pub(crate) fn set_tolerance(&mut self, tenant: usize, kind: Kind, tolerance: u64) {
+        let i = Self::index(tenant, kind);
+        if let Some(e) = self.entries.get_mut(i) {
+            e.rule.tolerance = tolerance;
+            self.file(i);
+        }
+    }
+
+    /// Takes both entries of a tenant out.
+    pub(crate) fn remove(&mut self, tenant: usize) {
+        for kind in [Kind::Frame, Kind::LateLatch] {
+            let i = Self::index(tenant, kind);
+            if let Some(e) = self.entries.get_mut(i) {
+                *e = Entry::default();
+                self.file(i);
+            }
+        }
+    }
+
+    /// A vblank came: frame `slot` was released at `time`, the next will be at `next`.
+    pub(crate) fn frame_vblank(&mut self, tenant: usize, slot: u64, time: u64, next: u64) {
+        let i = Self::index(tenant, Kind::Frame);
+        let Some(e) = self.entries.get_mut(i) else {
+            return;
+        };
+        e.armed = true;
+        e.origin = (slot.saturating_add(1), next);
+        if e.seen > slot {
+            e.await_slot(slot.saturating_add(1));
+        } else {
+            e.slot = slot;
+            e.release = time;
+            e.hold_until = time.saturating_add(e.rule.hold);
+        }
+        self.file(i);
+    }
+
+    /// A vblank came: the late-latch window of frame `slot` opens at `opening`.
+    pub(crate) fn late_latch_vblank(&mut self, tenant: usize, slot: u64, opening: u64) {
+        let i = Self::index(tenant, Kind::LateLatch);
+        let Some(e) = self.entries.get_mut(i) else {
+            return;
+        };
+        e.armed = true;
+        e.origin = (slot, opening);
+        e.await_slot(slot);
+        if e.seen > slot {
+            e.hold_until = opening;
+        }
+        self.file(i);
+    }
+
+    /// Work of frame `slot` is queued since `arrival`, to be released at `release`.
+    pub(crate) fn arrived(
+        &mut self,
+        tenant: usize,
+        kind: Kind,
+        slot: u64,
+        release: u64,
+        arrival: u64,
+    ) {
+        let i = Self::index(tenant, kind);
+        let Some(e) = self.entries.get_mut(i) else {
+            return;
+        };
+        if !e.armed || slot < e.slot || slot > e.origin.0.saturating_add(AHEAD) {
+            return;
+        }
+        e.seen = e.seen.max(slot.saturating_add(1));
+        if release > arrival {
+            // Posted ahead: the release stays guarded, and from then on the queue speaks for itself. An
+            // earlier slot that is awaited meanwhile stays the nearer guard.
+            if slot == e.slot {
+                e.release = release;
+                e.hold_until = release;
+            }
+        } else {
+            e.await_slot(slot.saturating_add(1));
+        }
+        self.file(i);
+    }
+
+    /// What must be kept clear at `now`.
+    pub(crate) fn horizon(&mut self, now: u64) -> Horizon {
+        let soft = self.nearest(now, false);
+        let hard = self.nearest(now, true);
+        let until = |e: Option<(u64, u64)>| e.map_or(u64::MAX, |(_, until)| until);
+        Horizon {
+            soft: soft.map_or(u64::MAX, |(key, _)| key),
+            hard: hard.map_or(u64::MAX, |(key, _)| key),
+            until: until(soft).min(until(hard)),
+        }
+    }
+
+    /// Key and end of the nearest entry, after moving on those whose work did not come in time.
+    fn nearest(&mut self, now: u64, hard: bool) -> Option<(u64, u64)> {
+        loop {
+            let heap = if hard { &self.hard } else { &self.soft };
+            let (i, key) = heap.peek()?;
+            let e = &mut self.entries[i];
+            if e.hold_until > now {
+                return Some((key, e.hold_until));
+            }
+            if e.hold_until == u64::MAX {
+                return Some((key, e.hold_until));
+            }
+            // One step where vblanks come as they should; the division where they have stopped.
+            let missed = (now - e.hold_until) / e.rule.period;
+            let slot = e.slot.saturating_add(1).saturating_add(missed);
+            e.await_slot(slot);
+            if e.hold_until <= now {
+                // A posted release off the grid, or a slewed period: the next vblank sets it right.
+                e.release = now.saturating_add(e.rule.period);
+                e.hold_until = e.release.saturating_add(e.rule.hold);
+            }
+            self.file(i);
+        }
+    }
+
+    fn file(&mut self, i: usize) {
+        let e = &self.entries[i];
+        if e.armed && e.rule.soft {
+            self.soft.set(i, e.release);
+        } else {
+            self.soft.remove(i);
+        }
+        if e.armed {
+            self.hard.set(i, e.release.saturating_add(e.rule.tolerance));
+        } else {
+            self.hard.remove(i);
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! Stage 4, schedule: a binary heap of small indices whose keys may change: what the policies order tenants
+//! with.
+//!
+//! Every index is in the heap at most once, so nothing is ever stale and nothing is ever scanned. All
+//! storage is taken in [`IndexedHeap::new`].
+
+use alloc::{vec, vec::Vec};
+
+const ABSENT: u32 = u32::MAX;
+
+/// A min-heap over the indices `0..n`, each with one key.
+#[derive(Debug)]
+pub(crate) struct IndexedHeap<K> {
+    /// Key and index in heap order.
+    order: Vec<(K, u32)>,
+    /// Where each index is in `order`, or [`ABSENT`].
+    place: Vec<u32>,
+}
+
+impl<K: Ord + Copy> IndexedHeap<K> {
+    /// An empty heap for the indices below `n`.
+    pub(crate) fn new(n: usize) -> Self {
+        Self { order: Vec::with_capacity(n), place: vec![ABSENT; n] }
+    }
+
+    /// The smallest key with its index.
+    pub(crate) fn peek(&self) -> Option<(usize, K)> {
+        self.order.first().map(|&(k, i)| (i as usize, k))
+    }
+
+    /// Whether nothing is in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// The key of `index`, if it is in the heap.
+    #[cfg(test)]
+    pub(crate) fn key(&self, index: usize) -> Option<K> {
+        match self.place.get(index) {
+            Some(&p) if p != ABSENT => Some(self.order[p as usize].0),
+            _ => None,
+        }
+    }
+
+    /// Puts `index` in with `key`, or changes its key. An index beyond the heap's size is ignored.
+    pub(crate) fn set(&mut self, index: usize, key: K) {
+        let Some(&at) = self.place.get(index) else {
+            return;
+        };
+        let at = if at == ABSENT {
+            self.order.push((key, index as u32));
+            self.order.len() - 1
+        } else {
+            self.order[at as usize].0 = key;
+            at as usize
+        };
+        let at = self.up(at);
+        self.down(at);
+    }
+
+    /// Takes `index` out, if it is in.
+    pub(crate) fn remove(&mut self, index: usize) {
+        let Some(&at) = self.place.get(index) else {
+            return;
+        };
+        if at == ABSENT {
+            return;
+        }
+        let at = at as usize;
+        self.place[index] = ABSENT;
+        self.order.swap_remove(at);
+        if at < self.order.len() {
+            let at = self.up(at);
+            self.down(at);
+        }
+    }
+
+    /// Moves the entry at `at` towards the root; answers where it ended.
+    fn up(&mut self, mut at: usize) -> usize {
+        let entry = self.order[at];
+        while at > 0 {
+            let parent = (at - 1) / 2;
+            if self.order[parent] <= entry {
+                break;
+            }
+            self.put(at, self.order[parent]);
+            at = parent;
+        }
+        self.put(at, entry);
+        at
+    }
+
+    fn down(&mut self, mut at: usize) {
+        let entry = self.order[at];
+        loop {
+            let mut child = 2 * at + 1;
+            if child >= self.order.len() {
+                break;
+            }
+            if child + 1 < self.order.len() && self.order[child + 1] < self.order[child] {
+                child += 1;
+            }
+            if entry <= self.order[child] {
+                break;
+            }
+            self.put(at, self.order[child]);
+            at = child;
+        }
+        self.put(at, entry);
+    }
+
+    fn put(&mut self, at: usize, entry: (K, u32)) {
+        self.order[at] = entry;
+        self.place[entry.1 as usize] = at as u32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn agrees_with_a_sorted_map(ops in prop::collection::vec((0usize..24, prop::option::of(0u32..50)), 0..300)) {
+            let mut heap = IndexedHeap::new(20);
+            let mut model = alloc::collections::BTreeMap::new();
+            for (i, op) in ops {
+                match op {
+                    Some(k) => {
+                        heap.set(i, k);
+                        if i < 20 {
+                            model.insert(i, k);
+                        }
+                    }
+                    None => {
+                        heap.remove(i);
+                        model.remove(&i);
+                    }
+                }
+                let least = model.iter().map(|(&i, &k)| (k, i)).min().map(|(k, i)| (i, k));
+                prop_assert_eq!(heap.peek(), least);
+                prop_assert_eq!(heap.is_empty(), model.is_empty());
+                for i in 0..24 {
+                    prop_assert_eq!(heap.key(i), model.get(&i).copied());
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Stage 4, schedule: phases: where on the host's grid each tenant's vblanks lie, so that bursts of work
+//! interleave.
+//!
+//! Two tenants with periods P1 and P2 meet in every alignment that differs by a multiple of gcd(P1, P2), so
+//! their bursts never overlap if they do not on a circle of that length. Placing is a search over the
+//! offsets at which a burst begins where another ends or ends where another begins; it is deterministic.
+//! [`test`] then decides exactly whether every deadline holds under the phases found.
+
+use crate::contract::{Class, Contract, Sink};
+use crate::demand::{self, Shortage, Task};
+use crate::policy::{GpuCaps, TenantId};
+use alloc::{vec, vec::Vec};
+use beamline_abi::Nanos;
+
+/// Longest common hyperperiod that is looked at, ns.
+const MAX_HYPERPERIOD: u128 = 2_000_000_000;
+/// Most frames and late-latch jobs within two hyperperiods and a half.
+const MAX_BURSTS: usize = 2_048;
+/// Whole-nanosecond grids drift by less than this against each other.
+const ROUNDING: u64 = 2;
+/// Evenly spaced offsets that are tried beside the neighbours' edges.
+const EVEN: u64 = 32;
+
+/// A stretch of the GPU that a tenant needs every period: offset from its vblank, and length, ns.
+type Arc = (u64, u64);
+
+fn gcd128(mut a: u128, mut b: u128) -> u128 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
+/// The greatest common divisor of two periods, rounded to whole ns; at least 1.
+fn common(a: &Contract, b: &Contract) -> u64 {
+    let (n1, d1) = (u128::from(a.period.num()), u128::from(a.period.den()));
+    let (n2, d2) = (u128::from(b.period.num()), u128::from(b.period.den()));
+    let g = gcd128(n1 * d2, n2 * d1) / (d1 * d2);
+    u64::try_from(g).unwrap_or(u64::MAX).max(1)
+}
+
+/// Where a contract's bursts lie: its frame with the uncertainty of its start, and its late latch.
+fn arcs(c: &Contract, caps: &GpuCaps) -> impl Iterator<Item = Arc> + use<> {
+    let id = TenantId(0);
+    let main_deadline = c.main_deadline().0;
+    demand::tasks(id, c, caps).map(move |t| {
+        if t.late_latch {
+            (main_deadline, t.deadline)
+        } else {
+            (0, t.jitter.saturating_add(t.cost))
+        }
+    })
+}
+
+/// Overlap of two arcs on a circle of length `g`, the second one's start `shift` after the first one's.
+fn overlap(first: u64, second: u64, shift: u64, g: u64) -> u64 {
+    if first >= g || second >= g {
+        return first.min(second).min(g);
+    }
+    // The second arc may begin within the first, or wrap round into it.
+    let ahead = first.saturating_sub(shift).min(second);
+    let wrapped = shift.saturating_add(second).saturating_sub(g).min(first);
+    ahead + wrapped
+}
+
+/// The phase for `candidate` that overlaps least with the tenants already placed; zero where the
+/// candidate's clock is not the host's or it is not reserved.
+pub fn place(placed: &[(Contract, Nanos)], candidate: &Contract, caps: &GpuCaps) -> Nanos {
+    if candidate.sink != Sink::Virtual {
+        return Nanos::ZERO;
+    }
+    let period = candidate.period.floor().0.max(1);
+    let own: Vec<Arc> = arcs(candidate, caps).collect();
+    let others: Vec<(u64, u64, u64)> = placed
+        .iter()
+        .filter(|(c, _)| c.sink == Sink::Virtual)
+        .flat_map(|(c, phase)| {
+            let g = common(c, candidate);
+            arcs(c, caps).map(move |(at, len)| (phase.0.saturating_add(at) % g, len, g))
+        })
+        .collect();
+    let cost = |offset: u64| -> u64 {
+        let mut sum = 0u64;
+        for &(at, len, g) in &others {
+            for &(own_at, own_len) in &own {
+                let begins = offset.saturating_add(own_at) % g;
+                let shift = (begins + g - at) % g;
+                sum = sum.saturating_add(overlap(len, own_len, shift, g));
+            }
+        }
+        sum
+    };
+    let edges = others.iter().flat_map(|&(at, len, g)| {
+        own.iter().flat_map(move |&(own_at, own_len)| {
+            let base = g - own_at % g;
+            let after = at.saturating_add(len) % g;
+            let before = at + g - own_len % g;
+            [(base + after) % g, (base + before) % g]
+        })
+    });
+    let even = (0..EVEN).map(|k| period / EVEN * k);
+    let best = edges
+        .chain(even)
+        .map(|offset| offset % period)
+        .min_by_key(|&offset| (cost(offset), offset));
+    Nanos(best.unwrap_or(0))
+}
+
+/// Phases for all tenants at once, in the order given: how long after the host's grid each one's vblanks
+/// come. Tight contracts (late latch, then short periods) are placed first.
+pub fn assign(tenants: &[(TenantId, &Contract)], caps: &GpuCaps) -> Vec<(TenantId, Nanos)> {
+    let mut order: Vec<usize> = (0..tenants.len()).collect();
+    order.sort_by_key(|&i| {
+        let (id, c) = tenants[i];
+        (c.class, c.late_latch.is_none(), c.period.floor(), id)
+    });
+    let mut placed: Vec<(Contract, Nanos)> = Vec::with_capacity(tenants.len());
+    let mut phases: Vec<_> = tenants.iter().map(|&(id, _)| (id, Nanos::ZERO)).collect();
+    for i in order {
+        let phase = place(&placed, tenants[i].1, caps);
+        phases[i].1 = phase;
+        placed.push((*tenants[i].1, phase));
+    }
+    phases
+}
+
+/// Why the phase-aware test does not apply or does not pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phased {
+    /// A reserved tenant's clock is not the host's, or the common grid is too long.
+    NotApplicable,
+    Short(Shortage),
+}
+
+/// One release within the hyperperiods looked at.
+#[derive(Clone, Copy, Debug)]
+struct Burst {
+    release: u64,
+    /// Latest arrival.
+    arrival: u64,
+    deadline: u64,
+    cost: u64,
+    chunk: u64,
+    release_guard: bool,
+}
+
+/// Whether every deadline holds with the given phases.
+///
+/// Bursts are grouped into clusters by a bound on when their work can last: whatever is released after a
+/// cluster's end meets an idle GPU. Within a cluster, demand is summed over every interval as in the
+/// offset-free test, and only a job of the same cluster that is released earlier can block.
+pub(crate) fn test(
+    tenants: &[(TenantId, Contract, Nanos)],
+    foreign: u64,
+    caps: &GpuCaps,
+) -> Result<(), Phased> {
+    let bursts = bursts(tenants, caps)?;
+    let depth = u64::from(caps.in_flight.max(1));
+    let block = |chunk: u64| match chunk {
+        0 => 0,
+        chunk => chunk.saturating_add(caps.switch_cost.0).saturating_mul(depth),
+    };
+    let guarded = bursts.iter().all(|b| b.release_guard);
+    let foreign = if guarded { 0 } else { foreign };
+    let mut from = 0;
+    while from < bursts.len() {
+        let mut end = bursts[from].release;
+        let mut to = from;
+        while to < bursts.len() && (to == from || bursts[to].release < end) {
+            let begin = if to == from {
+                bursts[to].arrival.saturating_add(block(foreign))
+            } else {
+                end.max(bursts[to].arrival)
+            };
+            end = begin.saturating_add(bursts[to].cost);
+            to += 1;
+        }
+        cluster(&bursts[from..to], |chunk| block(chunk.max(foreign))).map_err(Phased::Short)?;
+        from = to;
+    }
+    Ok(())
+}
+
+fn cluster(bursts: &[Burst], block: impl Fn(u64) -> u64) -> Result<(), Shortage> {
+    let mut by_deadline: Vec<&Burst> = bursts.iter().collect();
+    by_deadline.sort_by_key(|b| b.deadline);
+    // Longest job among those due after each, for blocking: only these can run past an interval's start.
+    for start in bursts {
+        let begin = start.arrival;
+        let mut demand = 0u64;
+        for (k, due) in by_deadline.iter().enumerate() {
+            if due.arrival < begin || due.deadline < begin {
+                continue;
+            }
+            demand = demand.saturating_add(due.cost);
+            let interval = due.deadline - begin;
+            // The next ones may be due at the same time; the last of them decides.
+            if by_deadline
+                .get(k + 1)
+                .is_some_and(|n| n.deadline == due.deadline && n.arrival >= begin)
+            {
+                continue;
+            }
+            if demand <= interval && interval - demand >= block(longest(bursts)) {
+                continue;
+            }
+            let blocking = by_deadline[k + 1..]
+                .iter()
+                .filter(|b| b.deadline > due.deadline && b.release < begin)
+                .map(|b| b.chunk)
+                .max()
+                .unwrap_or(0);
+            let demand = demand.saturating_add(block(blocking));
+            if demand > interval {
+                return Err(Shortage { interval, demand });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn longest(bursts: &[Burst]) -> u64 {
+    bursts.iter().map(|b| b.chunk).max().unwrap_or(0)
+}
+
+/// The releases of two and a half hyperperiods, in order: enough for what one hyperperiod leaves to the
+/// next to show.
+fn bursts(tenants: &[(TenantId, Contract, Nanos)], caps: &GpuCaps) -> Result<Vec<Burst>, Phased> {
+    let reserved = || tenants.iter().filter(|(_, c, _)| c.class == Class::Reserved);
+    if reserved().any(|(_, c, _)| c.sink != Sink::Virtual) {
+        return Err(Phased::NotApplicable);
+    }
+    let hyperperiod = hyperperiod(reserved().map(|(_, c, _)| c)).ok_or(Phased::NotApplicable)?;
+    let latest = reserved().map(|(_, _, p)| p.0).max().unwrap_or(0);
+    let horizon = latest.saturating_add(hyperperiod.saturating_mul(5) / 2);
+    let mut bursts = vec![];
+    for (id, c, phase) in reserved() {
+        for task in demand::tasks(*id, c, caps) {
+            for k in 0.. {
+                let vblank = phase.0.saturating_add(c.period.times(k).0);
+                if vblank > horizon {
+                    break;
+                }
+                if bursts.len() >= MAX_BURSTS {
+                    return Err(Phased::NotApplicable);
+                }
+                bursts.push(burst(&task, c, vblank));
+            }
+        }
+    }
+    bursts.sort_by_key(|b| b.release);
+    Ok(bursts)
+}
+
+fn burst(task: &Task, c: &Contract, vblank: u64) -> Burst {
+    let release = if task.late_latch { vblank.saturating_add(c.main_deadline().0) } else { vblank };
+    Burst {
+        release,
+        arrival: release.saturating_add(task.jitter),
+        deadline: release.saturating_add(task.deadline),
+        cost: task.cost.saturating_add(ROUNDING),
+        chunk: task.chunk,
+        release_guard: task.release_guard,
+    }
+}
+
+/// Least common multiple of the periods in whole ns, rounded up; `None` above the bound.
+fn hyperperiod<'a>(contracts: impl Iterator<Item = &'a Contract>) -> Option<u64> {
+    let (mut num, mut den) = (0u128, 1u128);
+    for c in contracts {
+        let (n, d) = (u128::from(c.period.num()), u128::from(c.period.den()));
+        if num == 0 {
+            (num, den) = (n, d);
+        } else {
+            num = num / gcd128(num, n) * n;
+            den = gcd128(den, d);
+        }
+        // Below the bound times the largest denominator, so the next product fits.
+        if num / den > MAX_HYPERPERIOD {
+            return None;
+        }
+    }
+    u64::try_from(num.div_ceil(den)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{CAPS, contract, game, vr};
+    use proptest::prelude::*;
+
+    #[test]
+    fn display_rates_share_a_grid() {
+        assert_eq!(common(&contract(60, 1, 1), &contract(90, 1, 1)), 5_555_555);
+        assert_eq!(common(&contract(72, 1, 1), &contract(120, 1, 1)), 2_777_777);
+        let both = [contract(60, 1, 1), contract(90, 1, 1)];
+        assert_eq!(hyperperiod(both.iter()), Some(33_333_334));
+    }
+
+    #[test]
+    fn a_game_goes_between_the_headsets_bursts() {
+        let (vr, game) = (vr(), game());
+        let phases = assign(&[(TenantId(0), &game), (TenantId(1), &vr)], &CAPS);
+        assert_eq!(phases[1], (TenantId(1), Nanos::ZERO), "the headset is placed first");
+        // Within the common cell of 5.556 ms: the headset's frame takes the first 2.6 ms, its window
+        // 9.911 to 11.111 ms lies at 4.356 to 5.556 ms.
+        let at = phases[0].1.0 % 5_555_555;
+        assert!((2_600_000..4_400_000).contains(&at), "placed at {at}");
+    }
+
+    #[test]
+    fn two_bursts_that_fit_the_common_divisor_never_overlap() {
+        let (a, b) = (contract(60, 2_500, 2_500), contract(90, 3_000, 3_000));
+        let caps = GpuCaps { switch_cost: Nanos::ZERO, ..CAPS };
+        let phase = place(&[(a, Nanos::ZERO)], &b, &caps).0 % 5_555_555;
+        assert!((2_500_000..=2_555_555).contains(&phase), "{phase}");
+    }
+
+    proptest! {
+        #[test]
+        fn overlap_is_what_counting_says(a in 0u64..30, b in 0u64..30, shift in 0u64..24) {
+            let g = 24;
+            let shift = shift % g;
+            let covers = |len: u64, at: u64, x: u64| (x + g - at) % g < len.min(g);
+            let count = (0..g).filter(|&x| covers(a, 0, x) && covers(b, shift, x)).count() as u64;
+            prop_assert_eq!(overlap(a, b, shift, g), count);
+        }
+    }
+}
