@@ -62,7 +62,7 @@ pub enum ClientError {
 /// What the server says of its device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientDeviceInfo {
-    /// [`Client::reset`] is served.
+    /// [`Client::reset`](super::Client::reset) is served.
     pub resettable: bool,
     /// Regions.
     pub num_regions: u32,
