@@ -12,6 +12,10 @@
 //! A background minimum that has fallen behind a whole period may end after a release, within what the
 //! demand test tolerates.
 //!
+//! Work that comes later than its contract says is not pushed in front of others': its deadline is put
+//! off as if it had been due that much later, and so are its tenant's next ones until the reserved work has
+//! paused. So whatever a tenant does, within any interval it gets what admission has charged.
+//!
 //! A tenant is in at most one of the queues, with the job at the head of its list:
 //!
 //! ```text
@@ -46,6 +50,14 @@ enum Place {
     Aside,
 }
 
+/// By how much a tenant's deadlines are put off.
+#[derive(Clone, Copy, Debug, Default)]
+struct Delay {
+    /// The busy period of reserved work in which it counts.
+    busy: u64,
+    by: u64,
+}
+
 #[derive(Debug)]
 struct Tenant {
     contract: Contract,
@@ -59,6 +71,10 @@ struct Tenant {
     period_end: u64,
     /// Declared pauses left in the current frame.
     pauses: u64,
+    /// When the next job of the current frame has to come, and the frame it belongs to.
+    resume_by: Option<(u64, u64)>,
+    frame_delay: Delay,
+    late_delay: Delay,
     /// Weighted GPU time received as slack.
     virtual_time: u64,
 }
@@ -84,6 +100,9 @@ pub struct Beamline {
     /// Frames between two jobs: deadline, and until when the GPU is kept.
     pauses: IndexedHeap<(u64, u64)>,
     in_flight: u32,
+    reserved_in_flight: u32,
+    /// Busy periods of reserved work so far.
+    busy: u64,
     /// Sums over the jobs in flight, ns.
     expected_in_flight: u64,
     worst_in_flight: u64,
@@ -112,6 +131,8 @@ impl Beamline {
             aside_horizon: None,
             pauses: IndexedHeap::new(max_tenants),
             in_flight: 0,
+            reserved_in_flight: 0,
+            busy: 0,
             expected_in_flight: 0,
             worst_in_flight: 0,
             last_tenant: None,
@@ -193,7 +214,7 @@ impl Beamline {
         let Some(&job) = self.jobs.head(t) else {
             return;
         };
-        let (clock, virtual_now) = (self.clock, self.virtual_now);
+        let (clock, virtual_now, busy) = (self.clock, self.virtual_now, self.busy);
         let Some(tenant) = self.tenant_mut(t) else {
             return;
         };
@@ -204,7 +225,7 @@ impl Beamline {
         }
         if tenant.pays(&job) {
             tenant.place = Place::Reserved;
-            let key = tenant.deadline(&job);
+            let key = tenant.deadline(&job, busy);
             self.reserved.set(t, key);
             return;
         }
@@ -261,6 +282,7 @@ impl Beamline {
         self.jobs.start(t, note)?;
         self.last_tenant = Some(job.tenant);
         self.in_flight += 1;
+        self.reserved_in_flight += u32::from(reserved);
         self.expected_in_flight = self.expected_in_flight.saturating_add(note.expected);
         self.worst_in_flight = self.worst_in_flight.saturating_add(note.worst);
         self.replace(t);
@@ -332,16 +354,24 @@ impl Beamline {
     fn begin_pause(&mut self, t: usize, now: u64, job: &JobSpec) {
         let more = u32::from(job.job.0) + 1 < u32::from(job.jobs);
         let comes = self.jobs.head(t).is_some();
+        let busy = self.busy;
         let Some(tenant) = self.tenant_mut(t) else {
             return;
         };
+        tenant.resume_by = None;
+        if !more || comes {
+            return;
+        }
+        tenant.resume_by = Some((job.slot, now));
         let gap = tenant.contract.gap.0;
-        if !more || comes || gap == 0 || tenant.pauses == 0 || !tenant.pays(job) {
+        if gap == 0 || tenant.pauses == 0 || !tenant.pays(job) {
             return;
         }
         tenant.pauses -= 1;
-        let deadline = tenant.deadline(job);
-        self.pauses.set(t, (deadline, now.saturating_add(gap)));
+        let until = now.saturating_add(gap);
+        tenant.resume_by = Some((job.slot, until));
+        let deadline = tenant.deadline(job, busy);
+        self.pauses.set(t, (deadline, until));
     }
 }
 
@@ -357,6 +387,9 @@ impl Tenant {
             predictor: Predictor::new(contract),
             period_end: 0,
             pauses: 0,
+            resume_by: None,
+            frame_delay: Delay::default(),
+            late_delay: Delay::default(),
             virtual_time: 0,
         }
     }
@@ -377,9 +410,40 @@ impl Tenant {
         self.contract.class == Class::Reserved && server.left(job.slot) > 0
     }
 
-    /// When the job is due; work without a deadline is due with the frame it delays.
-    fn deadline(&self, job: &JobSpec) -> u64 {
-        job.deadline.0.min(self.period_end.saturating_add(self.contract.deadline.0))
+    /// When the job is due for its order among the others; work without a deadline is due with the frame
+    /// it delays.
+    fn deadline(&self, job: &JobSpec, busy: u64) -> u64 {
+        let latest = self.period_end.saturating_add(self.contract.deadline.0);
+        let delay = if self.is_late(job) { self.late_delay } else { self.frame_delay };
+        let by = if delay.busy == busy { delay.by } else { 0 };
+        job.deadline.0.min(latest).saturating_add(by)
+    }
+
+    /// Puts deadlines off where a job comes later than the contract says: it then counts as released now.
+    fn note_arrival(&mut self, job: &JobSpec, first: bool, busy: u64) {
+        let late = self.is_late(job);
+        let start = job.arrival.max(job.release).0;
+        let c = &self.contract;
+        let (in_time, span) = if late {
+            let window = c.late_latch.map_or(0, |l| l.window.0);
+            (job.release.0, window)
+        } else {
+            let span = c.main_deadline().saturating_sub(c.jitter).0;
+            let release = job.release.saturating_add(c.jitter).0;
+            match self.resume_by {
+                Some((slot, by)) if slot == job.slot && job.job.0 > 0 => (by.max(release), span),
+                // It follows another one that still waits or runs.
+                _ if !first => (u64::MAX, span),
+                _ => (release, span),
+            }
+        };
+        if start <= in_time {
+            return;
+        }
+        let by = start.saturating_add(span).saturating_sub(job.deadline.0);
+        let delay = if late { &mut self.late_delay } else { &mut self.frame_delay };
+        let before = if delay.busy == busy { delay.by } else { 0 };
+        *delay = Delay { busy, by: by.max(before) };
     }
 
     fn expected(&self, job: &JobSpec) -> Nanos {
@@ -468,12 +532,15 @@ impl Policy for Beamline {
 
     fn submit(&mut self, job: JobSpec) -> Result<(), QueueFull> {
         let t = usize::from(job.tenant.0);
+        let first = self.jobs.head(t).is_none();
         self.jobs.push(job)?;
         self.clock = self.clock.max(job.arrival.0);
         self.pauses.remove(t);
-        if let Some(tenant) = self.tenant(t)
+        let busy = self.busy;
+        if let Some(tenant) = self.tenant_mut(t)
             && tenant.contract.class == Class::Reserved
         {
+            tenant.note_arrival(&job, first, busy);
             let kind = if tenant.is_late(&job) { Kind::LateLatch } else { Kind::Frame };
             self.guards.arrived(t, kind, job.slot, job.release.0, job.arrival.0);
         }
@@ -489,6 +556,7 @@ impl Policy for Beamline {
         };
         self.clock = self.clock.max(now.0);
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.reserved_in_flight -= u32::from(done.note.reserved);
         self.expected_in_flight = self.expected_in_flight.saturating_sub(done.note.expected);
         self.worst_in_flight = self.worst_in_flight.saturating_sub(done.note.worst);
         if self.in_flight > 0 || self.caps.in_flight > 1 {
@@ -530,6 +598,9 @@ impl Policy for Beamline {
             return idle(None, Defer::InFlight);
         }
         let pause = self.pause(now);
+        if self.reserved.is_empty() && self.reserved_in_flight == 0 && pause.is_none() {
+            self.busy += 1;
+        }
         if let Some((t, deadline)) = self.reserved.peek() {
             match pause {
                 Some((earlier, until)) if earlier < deadline => {

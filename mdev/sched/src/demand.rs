@@ -116,6 +116,16 @@ pub(crate) fn utilisation_ppm(tasks: &[Task]) -> u64 {
     u64::try_from(utilisation(tasks) * 1_000_000 / ONE).unwrap_or(u64::MAX)
 }
 
+/// Refuses tasks that need more than the whole GPU.
+pub(crate) fn not_overloaded(tasks: &[Task]) -> Result<(), Shortage> {
+    let used = utilisation(tasks);
+    if used <= ONE {
+        return Ok(());
+    }
+    let interval = tasks.iter().map(|t| t.period).max().unwrap_or(1);
+    Err(Shortage { interval, demand: saturate(used * u128::from(interval) / ONE) })
+}
+
 fn saturate(v: u128) -> u64 {
     u64::try_from(v).unwrap_or(u64::MAX)
 }

@@ -4,6 +4,7 @@
 //! or I/O. The same code decides live, in the tests and in simulation.
 //!
 //! * [`contract`]: what a slice is promised.
+//! * [`admission`]: whether one more contract can be kept; [`phase`]: where its vblanks should lie.
 //! * [`policy`]: the [`policy::Policy`] trait, the jobs it orders and what it decides.
 //! * [`beamline`], [`fifo`], [`passthrough`]: the policies; [`PolicyKind`] makes one by name.
 //! * [`budget`] and [`predict`]: what a tenant may still use, and what its jobs are expected to cost.
@@ -11,6 +12,7 @@
 #![forbid(unsafe_code)]
 extern crate alloc;
 
+pub mod admission;
 pub mod beamline;
 pub mod budget;
 pub mod contract;
@@ -25,12 +27,18 @@ pub mod policy;
 pub mod predict;
 mod queue;
 #[cfg(test)]
+mod sim_tests;
+#[cfg(test)]
 mod testing;
+pub mod validate;
 
+pub use admission::{Admission, Admitted, Current, Nearest, Proof, Refusal};
 pub use beamline::Beamline;
 
 pub use contract::{Class, Contract, Guard, LateLatch, MissAllowance, Period, Sink};
+pub use demand::Shortage;
 pub use fifo::Fifo;
 pub use kind::{PolicyKind, UnknownPolicy};
 pub use passthrough::Passthrough;
 pub use policy::{Decision, Defer, GpuCaps, JobSpec, Policy, QueueFull, TenantId, Ticket, Vblank};
+pub use validate::ContractError;

@@ -1,0 +1,322 @@
+//! A small discrete-event driver over any policy, in virtual time, and what must hold under it.
+
+use crate::contract::{Class, Contract};
+use crate::policy::{Decision, GpuCaps, JobSpec, Policy, TenantId, Ticket, Vblank};
+use alloc::collections::BTreeMap;
+use alloc::{vec, vec::Vec};
+use beamline_abi::{FrameId, JobIndex, Nanos};
+
+/// A small generator of numbers that are the same in every run (xorshift64*).
+pub(crate) struct Numbers(u64);
+
+impl Numbers {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+    /// `0..=most`.
+    pub(crate) fn upto(&mut self, most: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        let x = self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 1;
+        x % (most + 1)
+    }
+}
+
+/// How a guest behaves beside its contract.
+#[derive(Clone, Debug)]
+pub(crate) struct Guest {
+    pub(crate) contract: Contract,
+    pub(crate) phase: u64,
+    /// Costs of a frame's jobs; for a flood, of each job in turn.
+    pub(crate) jobs: Vec<u64>,
+    pub(crate) late: Option<u64>,
+    /// Jobs a flood keeps queued; 0 for frames.
+    pub(crate) flood: usize,
+    /// Costs vary down to a half.
+    pub(crate) vary: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) frames: u64,
+    pub(crate) missed: u64,
+    pub(crate) late_jobs: u64,
+    pub(crate) late_missed: u64,
+    /// Longest that a main or late-latch job ended after its deadline, ns.
+    pub(crate) worst: u64,
+    pub(crate) gpu: u64,
+    pub(crate) granted: u64,
+    /// Least GPU time in any four periods, ns.
+    pub(crate) least: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Vblank(usize, u64),
+    /// Tenant, slot, job.
+    Arrive(usize, u64, usize),
+    Late(usize, u64),
+    Flood(usize),
+    Done(Ticket, u64),
+    Look,
+}
+
+pub(crate) struct Sim<'a> {
+    policy: &'a mut dyn Policy,
+    guests: Vec<Guest>,
+    events: BTreeMap<(u64, u64), Event>,
+    sequence: u64,
+    numbers: Numbers,
+    free: Vec<u32>,
+    live: BTreeMap<u32, (JobSpec, u64, bool)>,
+    order: Vec<Vec<u32>>,
+    pub(crate) tally: Vec<Tally>,
+    window: Vec<Vec<u64>>,
+    running: u32,
+    caps: GpuCaps,
+    last_tenant: Option<u16>,
+}
+
+impl<'a> Sim<'a> {
+    pub(crate) fn new(
+        policy: &'a mut dyn Policy,
+        guests: Vec<Guest>,
+        caps: GpuCaps,
+        seed: u64,
+    ) -> Self {
+        let n = guests.len();
+        let mut sim = Self {
+            policy,
+            guests,
+            events: BTreeMap::new(),
+            sequence: 0,
+            numbers: Numbers::new(seed),
+            free: (0..512).collect(),
+            live: BTreeMap::new(),
+            order: vec![vec![]; n],
+            tally: vec![Tally::default(); n],
+            window: vec![vec![]; n],
+            running: 0,
+            caps,
+            last_tenant: None,
+        };
+        for t in 0..n {
+            sim.policy.admit(TenantId(t as u16), &sim.guests[t].contract);
+            sim.at(sim.guests[t].phase, Event::Vblank(t, 0));
+            for _ in 0..sim.guests[t].flood {
+                sim.at(sim.guests[t].phase, Event::Flood(t));
+            }
+        }
+        sim
+    }
+
+    fn at(&mut self, time: u64, event: Event) {
+        self.sequence += 1;
+        self.events.insert((time, self.sequence), event);
+    }
+
+    fn vblank_time(&self, t: usize, slot: u64) -> u64 {
+        self.guests[t].phase + self.guests[t].contract.period.times(slot).0
+    }
+
+    /// Runs until `end`; answers the tallies.
+    pub(crate) fn run(mut self, end: u64) -> Vec<Tally> {
+        while let Some((&(now, _), _)) = self.events.first_key_value() {
+            if now > end {
+                break;
+            }
+            // All that happens at one time is known before anything is decided.
+            while let Some((&(at, n), &event)) = self.events.first_key_value() {
+                if at != now {
+                    break;
+                }
+                self.events.remove(&(at, n));
+                self.handle(now, event);
+            }
+            self.dispatch(now);
+        }
+        for (t, w) in self.window.iter().enumerate() {
+            self.tally[t].least = w.windows(5).map(|w| w[4] - w[0]).min().unwrap_or(0);
+        }
+        for ((job, _, running), t) in self.live.values().map(|l| (l, usize::from(l.0.tenant.0))) {
+            assert!(*running || self.order[t].contains(&job.ticket.0), "a job was lost");
+        }
+        self.tally
+    }
+
+    fn dispatch(&mut self, now: u64) {
+        loop {
+            match self.policy.decide(Nanos(now)) {
+                Decision::Grant { ticket, expected } => self.granted(now, ticket, expected.0),
+                Decision::Idle { until, .. } => {
+                    if let Some(until) = until {
+                        assert!(until.0 > now, "told to look again at {until}, now is {now}");
+                        self.at(until.0, Event::Look);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn granted(&mut self, now: u64, ticket: Ticket, expected: u64) {
+        let (job, cost, running) = self.live.get_mut(&ticket.0).expect("granted an unknown job");
+        assert!(!*running, "granted twice");
+        *running = true;
+        let t = usize::from(job.tenant.0);
+        assert!(job.release.0 <= now, "granted before its release");
+        assert!(expected <= self.guests[t].contract.max_job.0);
+        assert_eq!(self.order[t].remove(0), ticket.0, "a tenant's jobs keep their order");
+        self.running += 1;
+        assert!(self.running <= u32::from(self.caps.in_flight));
+        let switch =
+            if self.last_tenant == Some(job.tenant.0) { 0 } else { self.caps.switch_cost.0 };
+        self.last_tenant = Some(job.tenant.0);
+        let cost = *cost;
+        self.at(now + switch + cost, Event::Done(ticket, cost));
+    }
+
+    fn handle(&mut self, now: u64, event: Event) {
+        match event {
+            Event::Vblank(t, slot) => self.vblank(now, t, slot),
+            Event::Arrive(t, slot, job) => {
+                let g = &self.guests[t];
+                let (jobs, base) = (g.jobs.len() as u16, self.vblank_time(t, slot));
+                let deadline = base + g.contract.main_deadline().0;
+                let cost = self.cost(t, self.guests[t].jobs[job]);
+                self.submit(t, job as u16, jobs, slot, (now, base, deadline), cost, false);
+            }
+            Event::Late(t, slot) => {
+                let g = &self.guests[t];
+                let (base, cost) = (self.vblank_time(t, slot), g.late.expect("has one"));
+                let c = g.contract;
+                let opening = base + c.main_deadline().0;
+                let jobs = g.jobs.len() as u16;
+                let cost = self.cost(t, cost);
+                self.submit(
+                    t,
+                    jobs,
+                    jobs + 1,
+                    slot,
+                    (now, opening, base + c.deadline.0),
+                    cost,
+                    true,
+                );
+            }
+            Event::Flood(t) => {
+                let c = self.guests[t].contract;
+                let i = self.tally[t].granted as usize % self.guests[t].jobs.len();
+                let slot = (now - self.guests[t].phase) / c.period.ceil().0;
+                let cost = self.cost(t, self.guests[t].jobs[i]);
+                self.submit(t, 0, 1, slot, (now, now, u64::MAX), cost, false);
+            }
+            Event::Done(ticket, cost) => self.done(now, ticket, cost),
+            Event::Look => {}
+        }
+    }
+
+    fn vblank(&mut self, now: u64, t: usize, slot: u64) {
+        let next = self.vblank_time(t, slot + 1);
+        let vblank = Vblank { seq: slot, time: Nanos(now), next: Nanos(next) };
+        self.policy.vblank(TenantId(t as u16), vblank);
+        self.window[t].push(self.tally[t].gpu);
+        self.at(next, Event::Vblank(t, slot + 1));
+        if self.guests[t].flood > 0 {
+            return;
+        }
+        let jitter = self.guests[t].contract.jitter.0;
+        let delay = self.numbers.upto(jitter);
+        // Who overruns skips frames instead of queueing without end.
+        if self.order[t].len() < 4 {
+            self.at(now + delay, Event::Arrive(t, slot, 0));
+        }
+    }
+
+    fn cost(&mut self, t: usize, most: u64) -> u64 {
+        if self.guests[t].vary { most - self.numbers.upto(most / 2) } else { most }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a job's own fields")]
+    fn submit(
+        &mut self,
+        t: usize,
+        job: u16,
+        jobs: u16,
+        slot: u64,
+        when: (u64, u64, u64),
+        cost: u64,
+        late: bool,
+    ) {
+        let Some(ticket) = self.free.pop() else { return };
+        let spec = JobSpec {
+            ticket: Ticket(ticket),
+            tenant: TenantId(t as u16),
+            frame: FrameId(slot + 1),
+            job: JobIndex(job),
+            jobs,
+            late_latch: late,
+            arrival: Nanos(when.0),
+            release: Nanos(when.1),
+            deadline: Nanos(when.2),
+            slot,
+        };
+        self.policy.submit(spec).expect("there is room");
+        self.live.insert(ticket, (spec, cost, false));
+        self.order[t].push(ticket);
+    }
+
+    fn done(&mut self, now: u64, ticket: Ticket, cost: u64) {
+        self.policy.complete(Nanos(now), ticket, Nanos(cost));
+        self.running -= 1;
+        let (job, _, _) = self.live.remove(&ticket.0).expect("runs");
+        self.free.insert(0, ticket.0);
+        let t = usize::from(job.tenant.0);
+        self.tally[t].gpu += cost;
+        self.tally[t].granted += 1;
+        let late_by = now.saturating_sub(job.deadline.0);
+        self.tally[t].worst = self.tally[t].worst.max(late_by);
+        let missed = u64::from(late_by > 0);
+        let gap = self.guests[t].contract.gap.0;
+        let main = self.guests[t].jobs.len();
+        if self.guests[t].flood > 0 {
+            self.at(now, Event::Flood(t));
+        } else if job.late_latch {
+            self.tally[t].late_jobs += 1;
+            self.tally[t].late_missed += missed;
+        } else if usize::from(job.job.0) + 1 < main {
+            let pause = self.numbers.upto(gap);
+            self.at(now + pause, Event::Arrive(t, job.slot, usize::from(job.job.0) + 1));
+        } else {
+            self.tally[t].frames += 1;
+            self.tally[t].missed += missed;
+            if self.guests[t].late.is_some() {
+                self.at(now, Event::Late(t, job.slot));
+            }
+        }
+    }
+}
+
+impl Guest {
+    /// A guest that does just what its contract says.
+    pub(crate) fn of(contract: Contract, phase: Nanos) -> Self {
+        let jobs = if contract.class == Class::Reserved {
+            let n = crate::demand::jobs_per_frame(&contract);
+            (0..n).map(|_| contract.budget.0 / n).collect()
+        } else {
+            vec![contract.max_job.0]
+        };
+        Self {
+            contract,
+            phase: phase.0,
+            jobs,
+            late: contract.late_latch.map(|l| l.budget.0),
+            flood: if contract.class == Class::Reserved { 0 } else { 4 },
+            vary: true,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "sim_cases.rs"]
+mod cases;
