@@ -25,7 +25,9 @@ pub enum PciError {
         device: u16,
     },
     /// A BAR that is needed has no address.
-    #[error("slot {slot}: BAR{bar} is not a memory BAR with an address below the reach of this guest")]
+    #[error(
+        "slot {slot}: BAR{bar} is not a memory BAR with an address below the reach of this guest"
+    )]
     Bar {
         /// The function's slot.
         slot: u8,
@@ -33,7 +35,9 @@ pub enum PciError {
         bar: u8,
     },
     /// The capability list is broken.
-    #[error("slot {slot}: the capability at {offset:#x} is not a capability, or the list has a loop")]
+    #[error(
+        "slot {slot}: the capability at {offset:#x} is not a capability, or the list has a loop"
+    )]
     Capability {
         /// The function's slot.
         slot: u8,

@@ -91,7 +91,9 @@ pub trait Transport {
 
 /// The arena has no room for a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the DMA arena has no {wanted} bytes left (aligned to {align}); give it {short} bytes more")]
+#[error(
+    "the DMA arena has no {wanted} bytes left (aligned to {align}); give it {short} bytes more"
+)]
 pub struct ArenaFull {
     /// Bytes asked for.
     pub wanted: u64,

@@ -21,6 +21,8 @@ mod platform;
 
 #[cfg(not(freestanding))]
 fn main() -> std::process::ExitCode {
-    eprintln!("This program is a guest image and was built without its flags; build it with `make guest`.");
+    eprintln!(
+        "This program is a guest image and was built without its flags; build it with `make guest`."
+    );
     std::process::ExitCode::FAILURE
 }

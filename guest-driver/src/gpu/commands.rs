@@ -23,7 +23,9 @@ pub enum CommandError {
         room: usize,
     },
     /// Too many commands or bindings.
-    #[error("command {command}: a submission has at most {MAX_COMMANDS} commands of {MAX_BINDINGS} bindings")]
+    #[error(
+        "command {command}: a submission has at most {MAX_COMMANDS} commands of {MAX_BINDINGS} bindings"
+    )]
     TooMany {
         /// Number of the command in the stream.
         command: u32,

@@ -66,7 +66,9 @@ pub enum GpuError {
         len: u32,
     },
     /// The vGPU has no frame context.
-    #[error("the vGPU offers no capset {CAPSET_ID:#x} of version {VERSION}: it is not a `render` slice")]
+    #[error(
+        "the vGPU offers no capset {CAPSET_ID:#x} of version {VERSION}: it is not a `render` slice"
+    )]
     NoFrameContext,
     /// The vGPU answered a request with an error.
     #[error("the vGPU answered request {request:#x} with {response:#x}")]
@@ -277,7 +279,8 @@ impl Gpu {
                 continue;
             }
             let ask = GetCapset { capset_id: CAPSET_ID, capset_version: version };
-            let capset: FrameCapset = self.call(t, cmd::GET_CAPSET, 0, &ask, cmd::RESP_OK_CAPSET)?;
+            let capset: FrameCapset =
+                self.call(t, cmd::GET_CAPSET, 0, &ask, cmd::RESP_OK_CAPSET)?;
             if capset.version >= version {
                 return Ok(capset);
             }

@@ -38,7 +38,9 @@ pub enum VirtioError {
     #[error("the virtio device refused the features {0:#x} although it offers them")]
     FeaturesRefused(u64),
     /// A queue is too small or refuses its vector.
-    #[error("virtio queue {queue} has {size} entries and took vector {vector:#x}; {needed} entries are needed")]
+    #[error(
+        "virtio queue {queue} has {size} entries and took vector {vector:#x}; {needed} entries are needed"
+    )]
     Queue {
         /// The queue.
         queue: u16,
@@ -146,7 +148,8 @@ impl VirtioPci {
             self.write(t, register, Width::Dword, gpa.0 & 0xffff_ffff);
             self.write(t, register + 4, Width::Dword, gpa.0 >> 32);
         }
-        let offset = self.read(t, common::QUEUE_NOTIFY_OFF, Width::Word) * u64::from(self.multiplier);
+        let offset =
+            self.read(t, common::QUEUE_NOTIFY_OFF, Width::Word) * u64::from(self.multiplier);
         if offset + 2 > u64::from(self.notify.len) {
             let needed = u32::try_from(offset + 2).unwrap_or(u32::MAX);
             return Err(VirtioError::Capability { cfg_type: cap::NOTIFY, needed });

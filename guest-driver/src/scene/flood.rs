@@ -44,7 +44,12 @@ impl Flood {
 
     /// Records a job and answers its flags.
     #[expect(clippy::unused_self, reason = "the scenes have one shape")]
-    pub(super) fn record(&self, at: Recording, params: &Params, commands: &mut Commands<'_>) -> u32 {
+    pub(super) fn record(
+        &self,
+        at: Recording,
+        params: &Params,
+        commands: &mut Commands<'_>,
+    ) -> u32 {
         // One image is drawn until it is presented; then it is the other's turn.
         let image = id::IMAGES[((at.frame.0 - 1) / PRESENT_EVERY % 2) as usize];
         let size = [params.width, params.height];

@@ -59,17 +59,19 @@ impl Game {
 
     /// Records a job and answers its flags.
     #[expect(clippy::unused_self, reason = "the scenes have one shape")]
-    pub(super) fn record(&self, at: Recording, params: &Params, commands: &mut Commands<'_>) -> u32 {
+    pub(super) fn record(
+        &self,
+        at: Recording,
+        params: &Params,
+        commands: &mut Commands<'_>,
+    ) -> u32 {
         let job = usize::from(at.job).min(2);
         let image = id::IMAGES[(at.frame.0 % 2) as usize];
         let size = [params.width, params.height];
         let pass = Pass { size, cost: params.cost[job], frame: at.frame.0 as u32 };
         let buffer = id::PASSES[job];
-        let bindings: [&[u32]; 3] = [
-            &[buffer, id::GEOMETRY],
-            &[buffer, id::GEOMETRY, id::LIT],
-            &[buffer, id::LIT, image],
-        ];
+        let bindings: [&[u32]; 3] =
+            [&[buffer, id::GEOMETRY], &[buffer, id::GEOMETRY, id::LIT], &[buffer, id::LIT, image]];
         let groups = groups(params.width, params.height);
         commands.write_buffer(buffer, 0, pass.as_bytes());
         commands.dispatch(id::PIPELINES[job], groups, bindings[job]);

@@ -16,7 +16,7 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
     if any(gid.xy >= settings.size) { return; }
     let size = vec2<f32>(settings.size);
     let ndc = (vec2<f32>(gid.xy) + 0.5 - 0.5 * size) / (0.5 * size.y);
-    let dir = normalize(vec3(ndc.x, -ndc.y - 0.28, 1.4));
+    let dir = normalize(vec3(ndc.x, -ndc.y - 0.36, 1.8));
     let eye = vec3(0.0, 2.2, -5.0);
     let time = f32(settings.frame % 3600u) * 0.01745329;
 

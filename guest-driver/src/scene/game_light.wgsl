@@ -15,7 +15,7 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
     if any(gid.xy >= settings.size) { return; }
     let size = vec2<f32>(settings.size);
     let ndc = (vec2<f32>(gid.xy) + 0.5 - 0.5 * size) / (0.5 * size.y);
-    let dir = normalize(vec3(ndc.x, -ndc.y - 0.28, 1.4));
+    let dir = normalize(vec3(ndc.x, -ndc.y - 0.36, 1.8));
     let time = f32(settings.frame % 3600u) * 0.01745329;
     let index = gid.y * settings.size.x + gid.x;
     let pixel = geometry[index];
@@ -34,7 +34,9 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
         let toward = way * inverseSqrt(near);
         let tint = 0.6 + 0.4 * cos(vec3(0.0, 2.1, 4.2) + 2.4 * f32(i));
         let facing = max(dot(normal, toward), 0.0);
-        let gloss = pow(max(dot(reflect(dir, normal), toward), 0.0), 32.0);
+        let shine = max(dot(reflect(dir, normal), toward), 0.0);
+        let shine_8 = (shine * shine) * (shine * shine) * (shine * shine) * (shine * shine);
+        let gloss = (shine_8 * shine_8) * (shine_8 * shine_8);
         sum += tint * (albedo * facing + 0.6 * gloss) / (0.25 + near);
     }
     sum *= 10.0 / (f32(n) + 2.0);

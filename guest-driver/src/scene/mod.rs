@@ -45,7 +45,9 @@ pub enum SceneError {
     #[error("the pose does not fit the DMA arena")]
     Arena(#[from] ArenaFull),
     /// Pacer and vGPU belong to different slices.
-    #[error("the pacer belongs to slice {pacer}, the vGPU to slice {gpu}: attach two functions of one slice")]
+    #[error(
+        "the pacer belongs to slice {pacer}, the vGPU to slice {gpu}: attach two functions of one slice"
+    )]
     Unpaired {
         /// The pacer's.
         pacer: SliceId,

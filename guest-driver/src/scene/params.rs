@@ -44,9 +44,9 @@ impl Kind {
 
     fn defaults(self) -> Params {
         let (cost, depth) = match self {
-            Self::Vr => ([4, 4, 0], 2),
-            Self::Game => ([16, 16, 16], 2),
-            Self::Flood => ([128, 0, 0], 4),
+            Self::Vr => ([4, 2, 0], 2),
+            Self::Game => ([8, 8, 8], 2),
+            Self::Flood => ([32, 0, 0], 4),
         };
         Params { kind: self, cost, width: 256, height: 144, frames: 0, depth }
     }
@@ -76,7 +76,9 @@ pub enum ParamsError<'a> {
     #[error("`scene=` is missing or unknown: it is vr, game or flood")]
     Scene,
     /// A word that means nothing.
-    #[error("`{0}` means nothing: a word is scene, cost, cost2, cost3, width, height, frames or depth, `=`, and a value")]
+    #[error(
+        "`{0}` means nothing: a word is scene, cost, cost2, cost3, width, height, frames or depth, `=`, and a value"
+    )]
     Unknown(&'a str),
     /// A value that is not a number in range.
     #[error("`{word}` is out of range: the number is {min} to {max}")]

@@ -19,7 +19,7 @@ mod id {
     pub(super) const LATE_PIPELINE: u32 = 10;
 }
 
-/// Ticks for one sway of the head; a tick is a few hundred million TSC cycles' fraction, see [`Vr`].
+/// TSC cycles of a tick of the head's clock, as a power of two: about 3 ms at 3 GHz.
 const TSC_SHIFT: u32 = 23;
 /// Ticks for one full sway.
 const SWAY_TICKS: f32 = 1024.0;
@@ -44,7 +44,7 @@ struct Pose {
 #[repr(C)]
 struct Eye {
     size: [u32; 2],
-    eye: u32,
+    which: u32,
     samples: u32,
     pose: Pose,
 }
@@ -76,7 +76,6 @@ impl Vr {
 
     /// Moves the head on and puts the pose where a late latch reads it.
     pub(super) fn update_pose<T: Transport>(&mut self, t: &mut T) {
-        // About 3 ms a tick at 3 GHz; the rate of a demonstration's head need not be exact.
         let ticks = t.tsc().wrapping_sub(self.start) as f64 / f64::from(1u32 << TSC_SHIFT);
         let time = (ticks % 65_536.0) as f32 / SWAY_TICKS;
         self.pose = Pose {
@@ -88,6 +87,7 @@ impl Vr {
         t.write(self.memory, self.pose.as_bytes());
     }
 
+    #[expect(clippy::unused_self, reason = "the scenes have one shape")]
     pub(super) fn setup(&self, step: u32, params: &Params, commands: &mut Commands<'_>) -> bool {
         let (width, height) = (2 * params.width, params.height);
         match step {
@@ -110,14 +110,19 @@ impl Vr {
     }
 
     /// Records a job and answers its flags.
-    pub(super) fn record(&self, at: Recording, params: &Params, commands: &mut Commands<'_>) -> u32 {
+    pub(super) fn record(
+        &self,
+        at: Recording,
+        params: &Params,
+        commands: &mut Commands<'_>,
+    ) -> u32 {
         let parity = (at.frame.0 % 2) as usize;
         let (pixels, image) = (id::PIXELS[parity], id::IMAGES[parity]);
         let size = [params.width, params.height];
         if at.job == 0 {
             for (eye, buffer) in id::EYES.into_iter().enumerate() {
                 let samples = params.cost[0];
-                let eye = Eye { size, eye: eye as u32, samples, pose: self.pose };
+                let eye = Eye { size, which: eye as u32, samples, pose: self.pose };
                 commands.write_buffer(buffer, 0, eye.as_bytes());
             }
             for buffer in id::EYES {

@@ -3,7 +3,7 @@
 
 struct Eye {
     size: vec2<u32>,
-    eye: u32,
+    which: u32, // 0: left, 1: right
     samples: u32,
     pose: vec4<f32>, // yaw, pitch, x, time
 }
@@ -15,16 +15,6 @@ struct Eye {
 const ROOM = vec3<f32>(3.0, 2.0, 4.0); // half extents
 const LAMP = vec3<f32>(0.0, 1.98, 0.5);
 
-fn sphere(i: u32) -> vec4<f32> {
-    let t = view.pose.w * 6.2831853;
-    switch i {
-        case 0u: { return vec4(-1.2, -1.1 + 0.25 * sin(t), 1.6, 0.9); }
-        case 1u: { return vec4(1.1, -1.4, 1.0, 0.6); }
-        case 2u: { return vec4(0.2 + cos(t), -1.65, 0.1 + 0.6 * sin(t), 0.35); }
-        default: { return vec4(1.7 * sin(t), 0.6, 2.6, 0.4); }
-    }
-}
-
 // Distance along the ray, or a large number.
 fn hit_sphere(from_: vec3<f32>, dir: vec3<f32>, s: vec4<f32>) -> f32 {
     let oc = from_ - s.xyz;
@@ -32,6 +22,15 @@ fn hit_sphere(from_: vec3<f32>, dir: vec3<f32>, s: vec4<f32>) -> f32 {
     let h = b * b - dot(oc, oc) + s.w * s.w;
     let t = -b - sqrt(max(h, 0.0));
     return select(1e9, t, h > 0.0 && t > 1e-3);
+}
+
+// 1 where nothing stands within `reach` along the ray, else 0.
+fn free_way(from_: vec3<f32>, dir: vec3<f32>, reach: f32, s: array<vec4<f32>, 4>) -> f32 {
+    let nearest = min(
+        min(hit_sphere(from_, dir, s[0]), hit_sphere(from_, dir, s[1])),
+        min(hit_sphere(from_, dir, s[2]), hit_sphere(from_, dir, s[3])),
+    );
+    return select(1.0, 0.0, nearest < reach);
 }
 
 fn hash(n: u32) -> f32 {
@@ -50,7 +49,7 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
     var dir = normalize(vec3(ndc.x, -ndc.y, 1.3));
     dir = vec3(dir.x, dir.y * cos(pitch) + dir.z * sin(pitch), dir.z * cos(pitch) - dir.y * sin(pitch));
     dir = vec3(dir.x * cos(yaw) + dir.z * sin(yaw), dir.y, dir.z * cos(yaw) - dir.x * sin(yaw));
-    let ipd = 0.064 * (f32(view.eye) - 0.5);
+    let ipd = 0.064 * (f32(view.which) - 0.5);
     let origin = vec3(view.pose.z + ipd, -0.2, -3.2);
 
     // The room: the nearest wall in the ray's direction.
@@ -74,15 +73,27 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
         let ring = length(at.xy - vec2(0.0, 0.1));
         albedo = mix(vec3(0.28, 0.26, 0.42), vec3(0.85, 0.72, 0.42), smoothstep(0.04, 0.0, abs(fract(ring * 1.6) - 0.5) - 0.12));
     }
-    for (var i = 0u; i < 4u; i++) {
-        let s = sphere(i);
+    let time = view.pose.w * 6.2831853;
+    let spheres = array(
+        vec4(-1.2, -1.1 + 0.25 * sin(time), 1.6, 0.9),
+        vec4(1.1, -1.4, 1.0, 0.6),
+        vec4(0.2 + cos(time), -1.65, 0.1 + 0.6 * sin(time), 0.35),
+        vec4(1.7 * sin(time), 0.6, 2.6, 0.4),
+    );
+    let colours = array(
+        vec3(0.93, 0.35, 0.30),
+        vec3(0.40, 0.32, 0.86),
+        vec3(0.22, 0.72, 0.58),
+        vec3(0.90, 0.80, 0.25),
+    );
+    for (var i = 0; i < 4; i++) {
+        let s = spheres[i];
         let d = hit_sphere(origin, dir, s);
-        if d < t {
-            t = d;
-            at = origin + dir * d;
-            normal = (at - s.xyz) / s.w;
-            albedo = 0.55 + 0.4 * cos(vec3(0.3, 2.1, 4.2) + 1.7 * f32(i));
-        }
+        let nearer = d < t;
+        t = select(t, d, nearer);
+        at = select(at, origin + dir * d, vec3(nearer));
+        normal = select(normal, (origin + dir * d - s.xyz) / s.w, vec3(nearer));
+        albedo = select(albedo, colours[i], vec3(nearer));
     }
 
     // The lamp as an area: one jittered point of it per sample.
@@ -94,19 +105,19 @@ fn main(@builtin(global_invocation_id) gid: vec3<u32>) {
         let way = point - at;
         let dist = length(way);
         let to_lamp = way / dist;
-        var free = 1.0;
-        for (var k = 0u; k < 4u; k++) {
-            free *= select(1.0, 0.0, hit_sphere(at + normal * 0.01, to_lamp, sphere(k)) < dist);
-        }
+        let free = free_way(at + normal * 0.01, to_lamp, dist, spheres);
         light += free * max(dot(normal, to_lamp), 0.0) * max(to_lamp.y, 0.0) / (0.35 + 0.16 * dist * dist);
     }
     light /= f32(n);
 
     let half_way = normalize(normalize(LAMP - at) - dir);
-    let gloss = pow(max(dot(normal, half_way), 0.0), 48.0) * 0.5 * light;
+    let shine = max(dot(normal, half_way), 0.0);
+    let shine_8 = (shine * shine) * (shine * shine) * (shine * shine) * (shine * shine);
+    let gloss = 0.5 * light * (shine_8 * shine_8) * (shine_8 * shine_8);
     var colour = albedo * (0.12 + 1.15 * light) + gloss;
     let lamp = max(abs(at.x - LAMP.x), abs(at.z - LAMP.z));
     if at.y > 1.97 && lamp < 0.8 { colour = vec3(1.0, 0.97, 0.88); }
-    colour = pow(clamp(colour, vec3(0.0), vec3(1.0)), vec3(1.0 / 2.2));
-    pixels[gid.y * view.size.x * 2u + view.eye * view.size.x + gid.x] = pack4x8unorm(vec4(colour, 1.0));
+    // A square root is near enough to the display's curve, and much cheaper.
+    colour = sqrt(clamp(colour, vec3(0.0), vec3(1.0)));
+    pixels[gid.y * view.size.x * 2u + view.which * view.size.x + gid.x] = pack4x8unorm(vec4(colour, 1.0));
 }

@@ -6,12 +6,12 @@
 
 mod stream;
 
-pub use stream::{Command, decode};
+pub(crate) use stream::{Command, decode};
 
 use beamline_abi::frame::{CAPSET_ID, FrameCapset, SubmitHeader};
 use beamline_abi::pacer::{
-    DEVICE_ID, MAGIC, MARKER_CAPACITY, MARKER_ENTRIES, MARKER_HEAD, MARKER_TAIL, Marker, TimingPage,
-    VENDOR_ID, VERSION, reg,
+    DEVICE_ID, MAGIC, MARKER_CAPACITY, MARKER_ENTRIES, MARKER_HEAD, MARKER_TAIL, Marker,
+    TimingPage, VENDOR_ID, VERSION, reg,
 };
 use beamline_abi::pci::{config, msix, status};
 use beamline_abi::virtio_gpu::{CapsetInfo, CmdSubmit, CtrlHeader, FLAG_FENCE, cmd};
@@ -24,8 +24,8 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use zerocopy::{FromBytes, IntoBytes};
 
-pub const RAM: u64 = 0x20_0000;
-pub const RAM_SIZE: usize = 1 << 20;
+pub(crate) const RAM: u64 = 0x20_0000;
+pub(crate) const RAM_SIZE: usize = 1 << 20;
 const PACER: u64 = 0xe000_0000;
 const TIMING: u64 = 0xe001_0000;
 const RING: u64 = 0xe002_0000;
@@ -35,18 +35,18 @@ const NOTIFY_MULTIPLIER: u32 = 4;
 const DEVICE: u64 = GPU + 0x2000;
 const GPU_MSIX: u64 = GPU + 0x4000;
 const QUEUE_MAX: u16 = 256;
-pub const SLICE: [u8; 16] = *b"a slice's own ID";
+pub(crate) const SLICE: [u8; 16] = *b"a slice's own ID";
 
 /// What runs the submissions of a guest.
-pub trait Host {
+pub(crate) trait Host {
     /// Runs a submission; `ram` is guest memory from [`RAM`] on. Answers the response's type.
     fn run(&mut self, submission: &[u8], ram: &[u8]) -> u32;
 }
 
 /// Takes everything.
 #[derive(Default)]
-pub struct Accept {
-    pub seen: Vec<(SubmitHeader, Vec<Command>)>,
+pub(crate) struct Accept {
+    pub(crate) seen: Vec<(SubmitHeader, Vec<Command>)>,
 }
 
 impl Host for Accept {
@@ -66,27 +66,27 @@ struct Queue {
     used: u16,
 }
 
-pub struct Machine<H> {
-    pub host: H,
-    pub timing: TimingPage,
+pub(crate) struct Machine<H> {
+    pub(crate) host: H,
+    pub(crate) timing: TimingPage,
     /// Torn reads that the timing page still has to offer.
-    pub torn: Cell<u32>,
-    pub max_queued_jobs: u32,
-    pub gpu_slice: [u8; 16],
+    pub(crate) torn: Cell<u32>,
+    pub(crate) max_queued_jobs: u32,
+    pub(crate) gpu_slice: [u8; 16],
     /// Waits that are still allowed.
-    pub waits: u32,
+    pub(crate) waits: u32,
     /// Vblanks come with a wait.
-    pub vblanks: bool,
+    pub(crate) vblanks: bool,
     /// Jobs end with a wait.
-    pub finish: bool,
-    pub pacer_status: u32,
-    pub kicks: u32,
-    pub control: u32,
-    pub msix_enabled: [bool; 2],
-    pub msix_entries: Vec<(u64, u64)>,
+    pub(crate) finish: bool,
+    pub(crate) pacer_status: u32,
+    pub(crate) kicks: u32,
+    pub(crate) control: u32,
+    pub(crate) msix_enabled: [bool; 2],
+    pub(crate) msix_entries: Vec<(u64, u64)>,
     config: [[u8; 256]; 2],
-    pub ram: Vec<u8>,
-    pub ring: Vec<u8>,
+    pub(crate) ram: Vec<u8>,
+    pub(crate) ring: Vec<u8>,
     selects: [u64; 3],
     features: u64,
     device_status: u8,
@@ -96,7 +96,7 @@ pub struct Machine<H> {
 }
 
 impl<H: Host> Machine<H> {
-    pub fn new(host: H) -> Self {
+    pub(crate) fn new(host: H) -> Self {
         Self {
             host,
             timing: TimingPage { version: VERSION, ..TimingPage::default() },
@@ -123,17 +123,17 @@ impl<H: Host> Machine<H> {
         }
     }
 
-    pub fn arena() -> Arena {
+    pub(crate) fn arena() -> Arena {
         Arena::new(Gpa(RAM), RAM_SIZE as u64)
     }
 
-    pub fn targets() -> Targets {
+    pub(crate) fn targets() -> Targets {
         let msi = |data| MsiTarget { address: 0xfee0_0000, data };
         Targets { pacer: [msi(0x40), msi(0x41), msi(0x42)], gpu: msi(0x43) }
     }
 
     /// Consumes the marker ring, as the host does.
-    pub fn markers(&mut self) -> Vec<Marker> {
+    pub(crate) fn markers(&mut self) -> Vec<Marker> {
         let index = |ring: &[u8], at: u32| {
             u32::read_from_bytes(&ring[at as usize..at as usize + 4]).expect("4 bytes")
         };
@@ -148,25 +148,25 @@ impl<H: Host> Machine<H> {
         markers
     }
 
-    pub fn next_vblank(&mut self) {
+    pub(crate) fn next_vblank(&mut self) {
         self.timing.vblank_seq += 1;
         self.timing.vblank_time = Nanos(self.timing.vblank_seq * 11_111_111);
         self.timing.lock += 2;
     }
 
-    fn at(&self, gpa: u64, len: usize) -> usize {
+    fn at(gpa: u64, len: usize) -> usize {
         let at = gpa.checked_sub(RAM).expect("below shared memory") as usize;
         assert!(at + len <= RAM_SIZE, "{gpa:#x} is beyond shared memory");
         at
     }
 
     fn ram<T: FromBytes>(&self, gpa: u64) -> T {
-        let at = self.at(gpa, size_of::<T>());
+        let at = Self::at(gpa, size_of::<T>());
         T::read_from_bytes(&self.ram[at..at + size_of::<T>()]).expect("the size of the type")
     }
 
     fn put(&mut self, gpa: u64, bytes: &[u8]) {
-        let at = self.at(gpa, bytes.len());
+        let at = Self::at(gpa, bytes.len());
         self.ram[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
@@ -181,7 +181,7 @@ impl<H: Host> Machine<H> {
     }
 
     /// Finishes the oldest request.
-    pub fn finish_one(&mut self) -> bool {
+    pub(crate) fn finish_one(&mut self) -> bool {
         let Some(head) = self.pending.pop_front() else { return false };
         let [desc, _, used] = self.queue.addresses;
         let descriptor = |i: u16| desc + 16 * u64::from(i);
@@ -192,12 +192,12 @@ impl<H: Host> Machine<H> {
         let answer_addr: u64 = self.ram(descriptor(next));
         let answer_flags: u16 = self.ram(descriptor(next) + 12);
         assert_eq!(answer_flags, virtio_pci::ring::DESC_WRITE);
-        let at = self.at(addr, len as usize);
+        let at = Self::at(addr, len as usize);
         let request = self.ram[at..at + len as usize].to_vec();
         let answer = self.answer(&request);
         self.put(answer_addr, &answer);
         let entry = used + 4 + 8 * u64::from(self.queue.used % self.queue.size);
-        self.put(entry, &[u32::from(head), answer.len() as u32].as_bytes().to_vec());
+        self.put(entry, [u32::from(head), answer.len() as u32].as_bytes());
         self.queue.used = self.queue.used.wrapping_add(1);
         self.put(used + 2, &self.queue.used.to_le_bytes());
         true
@@ -351,7 +351,8 @@ impl<H: Host> Transport for Machine<H> {
                 self.control = value as u32;
             }
             RING..GPU => {
-                self.ring[(gpa.0 - RING) as usize..][..n].copy_from_slice(&value.to_le_bytes()[..n]);
+                self.ring[(gpa.0 - RING) as usize..][..n]
+                    .copy_from_slice(&value.to_le_bytes()[..n]);
             }
             GPU..NOTIFY => self.common_write((gpa.0 - GPU) as u32, value),
             _ if gpa.0 == NOTIFY + 3 * u64::from(NOTIFY_MULTIPLIER) => {
@@ -365,7 +366,7 @@ impl<H: Host> Transport for Machine<H> {
     }
 
     fn read(&self, gpa: Gpa, bytes: &mut [u8]) {
-        let at = self.at(gpa.0, bytes.len());
+        let at = Self::at(gpa.0, bytes.len());
         bytes.copy_from_slice(&self.ram[at..at + bytes.len()]);
     }
 

@@ -8,7 +8,7 @@ use zerocopy::{FromBytes, Immutable, KnownLayout};
 
 /// A command with its tail.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Command {
+pub(crate) enum Command {
     Buffer(CreateBuffer),
     Image(CreateImage),
     Pipeline { id: u32, entry: String, wgsl: String },
@@ -20,7 +20,7 @@ pub enum Command {
 }
 
 /// The header and the commands; `None` for anything that is not exactly what the layouts say.
-pub fn decode(bytes: &[u8]) -> Option<(SubmitHeader, Vec<Command>)> {
+pub(crate) fn decode(bytes: &[u8]) -> Option<(SubmitHeader, Vec<Command>)> {
     let (header, mut rest) = SubmitHeader::read_from_prefix(bytes).ok()?;
     let known = header.magic == MAGIC && header.version == VERSION;
     SubmitKind::from_raw(header.kind).filter(|_| known && header.bytes as usize == rest.len())?;
