@@ -1,0 +1,68 @@
+//! How the guest's time stamp counter relates to the host's.
+#![allow(unsafe_code)] // A KVM attribute is read through a raw address; `rdtsc` is an intrinsic.
+
+use kvm_bindings::{KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, Msrs, kvm_device_attr, kvm_msr_entry};
+use kvm_ioctls::VcpuFd;
+use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
+
+/// Numbers of the ioctls that kvm-ioctls does not offer (linux/kvm.h).
+#[expect(missing_docs, reason = "the macro makes functions that cannot carry any")]
+mod ioctl {
+    use kvm_bindings::kvm_device_attr;
+
+    vmm_sys_util::ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, kvm_bindings::KVMIO, 0xe2, kvm_device_attr);
+    vmm_sys_util::ioctl_iow_nr!(KVM_HAS_DEVICE_ATTR, kvm_bindings::KVMIO, 0xe3, kvm_device_attr);
+}
+
+/// IA32_TIME_STAMP_COUNTER.
+const MSR_TSC: u32 = 0x10;
+
+/// Guest TSC minus host TSC, in ticks, modulo 2^64.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TscOffset(pub u64);
+
+/// Asks KVM for the offset; where it does not say, measures it.
+pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> TscOffset {
+    TscOffset(from_kvm(vcpu).or_else(|| measured(vcpu)).unwrap_or(0))
+}
+
+fn from_kvm(vcpu: &VcpuFd) -> Option<u64> {
+    let mut offset = 0u64;
+    let mut attribute = kvm_device_attr {
+        group: KVM_VCPU_TSC_CTRL,
+        attr: u64::from(KVM_VCPU_TSC_OFFSET),
+        addr: (&raw mut offset) as u64,
+        flags: 0,
+    };
+    // SAFETY: asks only whether the attribute exists; the request matches the ioctl.
+    if unsafe { ioctl_with_ref(vcpu, ioctl::KVM_HAS_DEVICE_ATTR(), &attribute) } != 0 {
+        return None;
+    }
+    // SAFETY: the attribute is 8 bytes, which KVM writes to `offset`; that outlives the call.
+    let result = unsafe { ioctl_with_mut_ref(vcpu, ioctl::KVM_GET_DEVICE_ATTR(), &mut attribute) };
+    (result == 0).then_some(offset)
+}
+
+/// Reads the guest's counter between two reads of the host's. An offset smaller than the bracket is none.
+fn measured(vcpu: &VcpuFd) -> Option<u64> {
+    let entry = kvm_msr_entry { index: MSR_TSC, ..Default::default() };
+    let mut best: Option<(u64, u64)> = None;
+    for _ in 0..8 {
+        let mut msrs = Msrs::from_entries(&[entry]).ok()?;
+        let before = host_tsc();
+        let read = vcpu.get_msrs(&mut msrs).ok()?;
+        let bracket = host_tsc().wrapping_sub(before);
+        let guest = msrs.as_slice().first().filter(|_| read == 1)?.data;
+        let offset = guest.wrapping_sub(before.wrapping_add(bracket / 2));
+        if best.is_none_or(|(narrowest, _)| bracket < narrowest) {
+            best = Some((bracket, offset));
+        }
+    }
+    let (bracket, offset) = best?;
+    Some(if (offset as i64).unsigned_abs() <= bracket { 0 } else { offset })
+}
+
+fn host_tsc() -> u64 {
+    // SAFETY: every x86-64 CPU that runs KVM has the counter, and reading it has no other effect.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}

@@ -1,0 +1,55 @@
+//! Section `[guest]`: who it is and what it boots.
+
+use super::Wrong;
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Longest name: it is part of thread names, sockets and logs.
+const MAX_NAME: usize = 32;
+/// Longest command line: bytes.
+pub(crate) const MAX_CMDLINE: usize = 2048;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Raw {
+    name: String,
+    image: PathBuf,
+    #[serde(default)]
+    cmdline: String,
+}
+
+/// Who the guest is and what it boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Guest {
+    /// 1 to 32 of `a-z A-Z 0-9 _ -`.
+    pub name: String,
+    /// An ELF file with a PVH entry.
+    pub image: PathBuf,
+    /// At most 2048 bytes without NUL.
+    pub cmdline: String,
+}
+
+impl Raw {
+    pub(super) fn check(self, base: &Path) -> Result<Guest, Wrong> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        if self.name.is_empty() || self.name.len() > MAX_NAME || !self.name.chars().all(plain) {
+            return Err(Wrong::new(
+                "guest.name",
+                format!(
+                    "{:?} is not a name: use 1 to {MAX_NAME} letters, digits, `_` or `-`",
+                    self.name
+                ),
+            ));
+        }
+        if self.image.as_os_str().is_empty() {
+            return Err(Wrong::new("guest.image", "is empty: give the path of a PVH ELF image"));
+        }
+        if self.cmdline.len() > MAX_CMDLINE || self.cmdline.contains('\0') {
+            return Err(Wrong::new(
+                "guest.cmdline",
+                format!("must be at most {MAX_CMDLINE} bytes and hold no NUL"),
+            ));
+        }
+        Ok(Guest { name: self.name, image: base.join(self.image), cmdline: self.cmdline })
+    }
+}

@@ -1,0 +1,132 @@
+//! A guest's TOML file: read raw, then checked into types that cannot be wrong.
+
+mod devices;
+mod guest;
+mod memory;
+mod vcpus;
+
+pub use devices::{Device, VfioUserDevice};
+pub use guest::Guest;
+pub use memory::Memory;
+pub use vcpus::Vcpus;
+
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Largest configuration file that is read: bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// What is wrong with a configuration file.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: cannot be read", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is far too large to be a guest's configuration.
+    #[error("{}: is {size} bytes; a guest's configuration has at most {MAX_FILE}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// The file is not TOML, or has a key that is unknown, missing or of the wrong type.
+    #[error("{}: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// Where and what.
+        message: String,
+    },
+    /// A value is wrong.
+    #[error("{}: {key}: {message}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key, such as `memory.size`.
+        key: String,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+/// A wrong value, before the file's name is known.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Wrong {
+    key: String,
+    message: String,
+}
+
+impl Wrong {
+    fn new(key: impl Into<String>, message: impl Into<String>) -> Self {
+        Self { key: key.into(), message: message.into() }
+    }
+}
+
+/// A guest, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Section `[guest]`.
+    pub guest: Guest,
+    /// Section `[memory]`.
+    pub memory: Memory,
+    /// Section `[vcpus]`.
+    pub vcpus: Vcpus,
+    /// The `[[device]]` entries, in slot order.
+    pub devices: Vec<Device>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    guest: guest::Raw,
+    memory: memory::Raw,
+    #[serde(default)]
+    vcpus: vcpus::Raw,
+    #[serde(default)]
+    device: Vec<devices::Raw>,
+}
+
+impl Config {
+    /// Reads and checks `path`. Relative paths in it are relative to its folder.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let read = |source| ConfigError::Read { path: path.to_owned(), source };
+        let size = std::fs::metadata(path).map_err(read)?.len();
+        if size > MAX_FILE {
+            return Err(ConfigError::TooLarge { path: path.to_owned(), size });
+        }
+        let text = std::fs::read_to_string(path).map_err(read)?;
+        Self::parse(&text, path)
+    }
+
+    /// Checks `text` as the contents of `path`; `path` itself is not read.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let raw: Raw = toml::from_str(text).map_err(|e| ConfigError::Syntax {
+            path: path.to_owned(),
+            message: e.to_string().trim_end().to_owned(),
+        })?;
+        let base = path.parent().unwrap_or(Path::new(""));
+        Self::check(raw, base).map_err(|w| ConfigError::Value {
+            path: path.to_owned(),
+            key: w.key,
+            message: w.message,
+        })
+    }
+
+    fn check(raw: Raw, base: &Path) -> Result<Self, Wrong> {
+        Ok(Self {
+            guest: raw.guest.check(base)?,
+            memory: raw.memory.check()?,
+            vcpus: raw.vcpus.check()?,
+            devices: devices::check(raw.device, base)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

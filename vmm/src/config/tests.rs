@@ -1,0 +1,100 @@
+use super::*;
+use std::time::Duration;
+
+const GOOD: &str = r#"
+[guest]
+name = "vr"
+image = "images/guest"
+cmdline = "scene=vr cost=100"
+[memory]
+size = "32M"
+[vcpus]
+count = 1
+cpus = [0]
+[[device]]
+type = "vfio-user"
+socket = "run/vr-pacer.sock"
+[[device]]
+type = "vfio-user"
+socket = "/run/vr-gpu.sock"
+timeout_ms = 20
+"#;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("etc/vr.toml"))
+}
+
+fn message(text: &str) -> String {
+    parse(text).expect_err("the file is wrong").to_string()
+}
+
+#[test]
+fn a_good_file() {
+    let c = parse(GOOD).unwrap();
+    assert_eq!(c.guest.image, Path::new("etc/images/guest"));
+    assert_eq!(c.memory.size, 32 << 20);
+    assert_eq!(c.vcpus.cpus, [0]);
+    assert_eq!(
+        c.devices,
+        [
+            Device::VfioUser(VfioUserDevice {
+                socket: "etc/run/vr-pacer.sock".into(),
+                timeout: Duration::from_secs(5)
+            }),
+            Device::VfioUser(VfioUserDevice {
+                socket: "/run/vr-gpu.sock".into(),
+                timeout: Duration::from_millis(20)
+            }),
+        ]
+    );
+}
+
+#[test]
+fn each_wrong_value_names_file_key_and_remedy() {
+    for (from, to, key, remedy) in [
+        ("\"vr\"", "\"v r\"", "guest.name", "letters"),
+        ("\"vr\"", "\"\"", "guest.name", "letters"),
+        ("images/guest", "", "guest.image", "PVH"),
+        ("cost=100", "\\u0000", "guest.cmdline", "NUL"),
+        ("32M", "32X", "memory.size", "\"32M\""),
+        ("32M", "3M", "memory.size", "multiple of 2M"),
+        ("32M", "0M", "memory.size", "too small"),
+        ("32M", "4G", "memory.size", "too large"),
+        ("32M", "99999999999999999999G", "memory.size", "not a size"),
+        ("32M", "é", "memory.size", "not a size"),
+        ("count = 1", "count = 4", "vcpus.count", "use 1"),
+        ("[0]", "[]", "vcpus.cpus", "at least one"),
+        ("[0]", "[1024]", "vcpus.cpus", "0 to 1023"),
+        ("run/vr-pacer.sock", "", "device[0].socket", "path"),
+        ("= 20", "= 9999999", "device[1].timeout_ms", "600000"),
+    ] {
+        let text = GOOD.replacen(from, to, 1);
+        assert_ne!(text, GOOD, "{from} is in the file");
+        let m = message(&text);
+        assert!(m.starts_with(&format!("etc/vr.toml: {key}: ")), "{m}");
+        assert!(m.contains(remedy), "{m}");
+    }
+}
+
+#[test]
+fn unknown_keys_are_refused_with_their_line() {
+    let m = message(&GOOD.replace("count", "cuont"));
+    assert!(m.contains("line 9") && m.contains("cuont"), "{m}");
+    let m = message(&GOOD.replacen("vfio-user", "usb", 1));
+    assert!(m.contains("usb") && m.contains("vfio-user"), "{m}");
+    let m = message(&GOOD.replace("timeout_ms", "timout"));
+    assert!(m.contains("timout"), "{m}");
+    assert!(message("").contains("guest"));
+}
+
+#[test]
+fn too_many_devices_are_refused() {
+    let more = "[[device]]\ntype = \"vfio-user\"\nsocket = \"s\"\n".repeat(30);
+    assert!(message(&format!("{GOOD}{more}")).contains("room for 31"));
+}
+
+#[test]
+fn a_missing_file_is_named() {
+    let e = Config::load(Path::new("/nonexistent/vr.toml")).unwrap_err();
+    assert!(e.to_string().contains("/nonexistent/vr.toml"));
+}

@@ -1,0 +1,4 @@
+//! The VMM's own small devices.
+
+pub mod exit;
+pub mod serial;

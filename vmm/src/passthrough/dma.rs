@@ -1,0 +1,11 @@
+//! What of the guest's memory a function sees: all of its RAM, at the same addresses, and nothing else.
+
+use super::link::{Link, LinkError};
+use crate::memory::GuestRam;
+use beamline_vfio_user::DmaFlags;
+
+/// Maps the guest's RAM for the function. The memfd is sealed: the server can map it without fearing
+/// that it shrinks.
+pub fn map_ram(link: &mut dyn Link, ram: &GuestRam) -> Result<(), LinkError> {
+    link.dma_map(0, ram.size(), DmaFlags { read: true, write: true }, ram.fd(), 0)
+}

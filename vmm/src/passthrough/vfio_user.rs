@@ -1,0 +1,357 @@
+//! A function served by another process over vfio-user.
+//!
+//! ```text
+//! attach ─► Attached ──(the connection ends)──► Lost
+//! ```
+//!
+//! A lost function stays in its slot: reads are all-ones, writes are dropped, mapped pages keep their last
+//! contents. The guest goes on.
+
+use super::bar::Backing;
+use super::link::{Link, LinkError};
+use super::msix::{Capability, Msix, MsixError};
+use super::{Assigned, ConfigEffect, dma, reset};
+use crate::Gpa;
+use crate::clock::TscOffset;
+use crate::memory::GuestRam;
+use crate::pci::bar::{self, BARS, BarError, BarShapes};
+use crate::pci::nothing;
+use crate::platform::Platform;
+use beamline_abi::pacer;
+use beamline_abi::pci::{capability, config, msix, status};
+use beamline_vfio_user::{IrqIndex, RegionIndex};
+use std::ops::Range;
+
+/// First place where a capability can be.
+const FIRST_CAPABILITY: u8 = 0x40;
+/// A list that is longer than configuration space has room for is a loop.
+const MAX_CAPABILITIES: usize = 48;
+
+/// Why a function cannot be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// A request failed.
+    #[error("{label}: {what} failed")]
+    Link {
+        /// The function.
+        label: String,
+        /// What was asked.
+        what: &'static str,
+        /// Why.
+        source: LinkError,
+    },
+    /// The configuration space is too small.
+    #[error("{label}: its configuration space has {size} bytes; a PCI function has at least 256")]
+    Config {
+        /// The function.
+        label: String,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// No function answers.
+    #[error("{label}: its vendor ID is {vendor:#06x}, so that no guest would see it")]
+    Vendor {
+        /// The function.
+        label: String,
+        /// The ID.
+        vendor: u16,
+    },
+    /// Its BARs make no sense.
+    #[error("{label}: its BARs make no sense")]
+    Bars {
+        /// The function.
+        label: String,
+        /// Why.
+        source: BarError,
+    },
+    /// Its MSI-X capability makes no sense.
+    #[error("{label}: its MSI-X capability makes no sense")]
+    Msix {
+        /// The function.
+        label: String,
+        /// Why.
+        source: MsixError,
+    },
+}
+
+/// A function served over vfio-user.
+pub struct VfioUser {
+    label: String,
+    server: Server,
+    bars: BarShapes,
+    backing: [Backing; BARS],
+    msix: Option<Msix>,
+    express: Option<u16>,
+    tsc: Option<TscOffset>,
+}
+
+/// The connection, and whether there still is one.
+struct Server {
+    link: Box<dyn Link>,
+    lost: bool,
+}
+
+impl Server {
+    /// Makes a request; `None` where it failed. The loss of the server is logged once.
+    fn ask<T>(
+        &mut self,
+        label: &str,
+        request: impl FnOnce(&mut dyn Link) -> Result<T, LinkError>,
+    ) -> Option<T> {
+        if self.lost {
+            return None;
+        }
+        match request(&mut *self.link) {
+            Ok(answer) => Some(answer),
+            Err(LinkError::Refused(why)) => {
+                // A guest can cause these as fast as it likes.
+                tracing::trace!("{label}: {why}");
+                None
+            }
+            Err(e @ LinkError::Lost(_)) => {
+                self.lost = true;
+                tracing::error!("{label}: {e}; the guest goes on and reads all-ones from it");
+                None
+            }
+        }
+    }
+}
+
+impl VfioUser {
+    /// Attaches the function behind `link` and shows it the guest's RAM. `tsc` is told to a pacer.
+    pub fn attach(
+        label: String,
+        mut link: Box<dyn Link>,
+        ram: &GuestRam,
+        tsc: TscOffset,
+    ) -> Result<Self, AttachError> {
+        let l = &mut *link;
+        let failed = |what| {
+            let label = label.clone();
+            move |source| AttachError::Link { label, what, source }
+        };
+        let size = l.region(RegionIndex::CONFIG).map_err(failed("asking for its regions"))?.size;
+        if size < config::SIZE as u64 {
+            return Err(AttachError::Config { label, size });
+        }
+        let mut space = [0; config::SIZE];
+        for (register, at) in space.chunks_exact_mut(4).zip((0..).step_by(4)) {
+            l.read(RegionIndex::CONFIG, at, register)
+                .map_err(failed("reading its configuration space"))?;
+        }
+        let vendor = u16_at(&space, config::VENDOR_ID);
+        if matches!(vendor, 0 | 0xffff) {
+            return Err(AttachError::Vendor { label, vendor });
+        }
+        let mut regions = Vec::with_capacity(BARS);
+        for bar in 0..BARS as u32 {
+            let region = l.region(RegionIndex::bar(bar)).map_err(failed("asking for its BARs"))?;
+            let bells = if region.size == 0 {
+                Vec::new()
+            } else {
+                l.doorbells(RegionIndex::bar(bar)).map_err(failed("asking for its doorbells"))?
+            };
+            regions.push((region, bells));
+        }
+        let mut sizes = [0; BARS];
+        for (size, (region, _)) in sizes.iter_mut().zip(&regions) {
+            *size = region.size;
+        }
+        let mut lows = [0; BARS];
+        for (low, at) in lows.iter_mut().zip((config::BAR0..).step_by(4)) {
+            *low = u32_at(&space, at);
+        }
+        let bars = bar::shapes(lows, sizes)
+            .map_err(|source| AttachError::Bars { label: label.clone(), source })?;
+        let msix = match find(&space, capability::MSIX) {
+            Some(at) => {
+                let vectors =
+                    l.vectors(IrqIndex::MSIX).map_err(failed("asking for its interrupts"))?;
+                let capability = Capability::check(at, bytes_at(&space, at), &sizes, vectors)
+                    .map_err(|source| AttachError::Msix { label: label.clone(), source })?;
+                Some(Msix::new(capability))
+            }
+            None => None,
+        };
+        let mut backing: [Backing; BARS] = Default::default();
+        for (bar, (region, bells)) in regions.into_iter().enumerate() {
+            let keep_out = keep_out(msix.as_ref(), bar);
+            backing[bar] = Backing::new(&format!("{label}: BAR{bar}"), region, bells, &keep_out);
+        }
+        dma::map_ram(l, ram).map_err(failed("showing it the guest's memory"))?;
+        let is_pacer = vendor == pacer::VENDOR_ID
+            && u16_at(&space, config::DEVICE_ID) == pacer::DEVICE_ID
+            && sizes[0] >= pacer::BAR0_SIZE;
+        let mut this = Self {
+            label,
+            server: Server { link, lost: false },
+            bars,
+            backing,
+            msix,
+            express: find(&space, capability::EXPRESS),
+            tsc: is_pacer.then_some(tsc),
+        };
+        this.tell_tsc();
+        Ok(this)
+    }
+
+    /// Tells a pacer how the guest's TSC relates to the host's.
+    fn tell_tsc(&mut self) {
+        let Some(TscOffset(offset)) = self.tsc else { return };
+        let writes = [
+            (pacer::reg::TSC_OFFSET, offset as u32),
+            (pacer::reg::TSC_OFFSET + 4, (offset >> 32) as u32),
+            (pacer::reg::TSC_SCALE, 0),
+            (pacer::reg::TSC_SCALE + 4, 0),
+            (pacer::reg::TSC_COMMIT, 1),
+        ];
+        for (register, value) in writes {
+            self.server.ask(&self.label, |l| {
+                l.write(RegionIndex::bar(0), u64::from(register), &value.to_le_bytes())
+            });
+        }
+    }
+
+    fn in_msix(&self, bar: usize, offset: u64) -> Option<Structure> {
+        let c = self.msix.as_ref()?.capability();
+        if c.table.bar == bar && c.table.range.contains(&offset) {
+            Some(Structure::Table(offset - c.table.range.start))
+        } else if c.pba.bar == bar && c.pba.range.contains(&offset) {
+            Some(Structure::Pba(offset - c.pba.range.start))
+        } else {
+            None
+        }
+    }
+}
+
+/// A structure in a BAR that the VMM owns, with the offset into it.
+enum Structure {
+    Table(u64),
+    Pba(u64),
+}
+
+impl Assigned for VfioUser {
+    fn label(&self) -> &str {
+        &self.label
+    }
+
+    fn bars(&self) -> &BarShapes {
+        &self.bars
+    }
+
+    fn config_read(&mut self, offset: u16, data: &mut [u8]) {
+        let read =
+            self.server.ask(&self.label, |l| l.read(RegionIndex::CONFIG, u64::from(offset), data));
+        if read.is_none() {
+            nothing(data);
+        } else if let Some(msix) = &self.msix {
+            msix.overlay_control(offset, data);
+        }
+    }
+
+    fn config_write(&mut self, platform: &mut Platform, offset: u16, data: &[u8]) -> ConfigEffect {
+        self.server.ask(&self.label, |l| l.write(RegionIndex::CONFIG, u64::from(offset), data));
+        let flr = reset::starts_flr(self.express, offset, data);
+        if let Some(msix) = &mut self.msix {
+            // Irqfds change even where the server is lost; then `ask` finds it out again.
+            let link = &mut *self.server.link;
+            let done = if flr {
+                msix.reset(platform, link)
+            } else {
+                msix.write_control(platform, link, offset, data)
+            };
+            self.server.ask(&self.label, |_| done);
+        }
+        if !flr {
+            return ConfigEffect::None;
+        }
+        self.tell_tsc();
+        ConfigEffect::Reset
+    }
+
+    fn bar_read(&mut self, bar: usize, offset: u64, data: &mut [u8]) {
+        match (self.in_msix(bar, offset), &self.msix) {
+            (Some(Structure::Table(at)), Some(msix)) => return msix.read_table(at, data),
+            (Some(Structure::Pba(at)), Some(msix)) => return msix.read_pba(at, data),
+            _ => {}
+        }
+        let readable = self.backing.get(bar).is_some_and(|b| b.flags().read);
+        let index = RegionIndex::bar(bar as u32);
+        if !readable || self.server.ask(&self.label, |l| l.read(index, offset, data)).is_none() {
+            nothing(data);
+        }
+    }
+
+    fn bar_write(&mut self, platform: &mut Platform, bar: usize, offset: u64, data: &[u8]) {
+        match (self.in_msix(bar, offset), &mut self.msix) {
+            (Some(Structure::Table(at)), Some(msix)) => {
+                return msix.write_table(platform, at, data);
+            }
+            (Some(Structure::Pba(_)), _) => return,
+            _ => {}
+        }
+        let Some(backing) = self.backing.get(bar) else { return };
+        if backing.flags().write && !backing.is_read_only(offset) {
+            let index = RegionIndex::bar(bar as u32);
+            self.server.ask(&self.label, |l| l.write(index, offset, data));
+        }
+    }
+
+    fn map(&mut self, platform: &mut Platform, bar: usize, at: Gpa) {
+        if let Some(backing) = self.backing.get_mut(bar) {
+            backing.map(&self.label, platform, at);
+        }
+    }
+
+    fn unmap(&mut self, platform: &mut Platform, bar: usize) {
+        if let Some(backing) = self.backing.get_mut(bar) {
+            backing.unmap(&self.label, platform);
+        }
+    }
+}
+
+/// The ranges of BAR `bar` that the VMM owns.
+fn keep_out(msix: Option<&Msix>, bar: usize) -> Vec<Range<u64>> {
+    let Some(c) = msix.map(Msix::capability) else { return Vec::new() };
+    [&c.table, &c.pba].into_iter().filter(|p| p.bar == bar).map(|p| p.range.clone()).collect()
+}
+
+/// Finds a capability that lies wholly in configuration space (PCI 3.0, section 6.7).
+fn find(space: &[u8; config::SIZE], id: u8) -> Option<u16> {
+    if u16_at(space, config::STATUS) & status::CAPABILITIES == 0 {
+        return None;
+    }
+    let last = config::SIZE - usize::from(msix::CAP_SIZE);
+    let mut at = space[usize::from(config::CAPABILITIES)] & !3;
+    for _ in 0..MAX_CAPABILITIES {
+        let i = usize::from(at);
+        if at < FIRST_CAPABILITY || i > last {
+            return None;
+        }
+        if space[i] == id {
+            return Some(u16::from(at));
+        }
+        at = space[i + 1] & !3;
+    }
+    None
+}
+
+/// The bytes at `at`; zeros beyond the end.
+fn bytes_at<const N: usize>(space: &[u8], at: u16) -> [u8; N] {
+    let mut bytes = [0; N];
+    for (to, from) in bytes.iter_mut().zip(space.iter().skip(usize::from(at))) {
+        *to = *from;
+    }
+    bytes
+}
+
+fn u16_at(space: &[u8], at: u16) -> u16 {
+    u16::from_le_bytes(bytes_at(space, at))
+}
+
+fn u32_at(space: &[u8], at: u16) -> u32 {
+    u32::from_le_bytes(bytes_at(space, at))
+}
+
+#[cfg(test)]
+mod tests;

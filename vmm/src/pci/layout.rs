@@ -1,0 +1,158 @@
+//! Where BARs may be, and where they are before the guest runs. Pure functions.
+
+use super::bar::BarShape;
+use crate::Gpa;
+
+/// First address of the window below 4 GiB. RAM ends below.
+pub const WINDOW: u64 = 0xc000_0000;
+/// End of it: the I/O APIC, the local APIC and KVM's own pages follow.
+pub const WINDOW_END: u64 = 0xfec0_0000;
+/// First address of the window above.
+pub const HIGH: u64 = 1 << 32;
+/// End of it: 39 bits of address are what the smallest hardware has.
+pub const HIGH_END: u64 = 1 << 39;
+/// BARs larger than this go above 4 GiB where they can: they would crowd the low window.
+const LARGE: u64 = 256 << 20;
+/// BARs are kept apart by at least a page, because a page is what can be mapped.
+const PAGE: u64 = 4096;
+
+/// A BAR does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the BARs of all functions do not fit: {size:#x} bytes of slot {slot}'s BAR{bar} are over")]
+pub struct Full {
+    /// The function's slot.
+    pub slot: usize,
+    /// The BAR.
+    pub bar: usize,
+    /// Its size in bytes.
+    pub size: u64,
+}
+
+/// A BAR to place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// The function's slot.
+    pub slot: usize,
+    /// The BAR.
+    pub bar: usize,
+    /// What it needs.
+    pub shape: BarShape,
+}
+
+/// Places every BAR, aligned to its size, none over another: (slot, BAR, address).
+pub fn place(mut wanted: Vec<Wanted>) -> Result<Vec<(usize, usize, Gpa)>, Full> {
+    // Largest first leaves no holes between powers of two.
+    wanted.sort_by_key(|w| std::cmp::Reverse(w.shape.size));
+    let (mut low, mut high) = (WINDOW, HIGH);
+    let mut placed = Vec::with_capacity(wanted.len());
+    for Wanted { slot, bar, shape } in wanted {
+        let full = Full { slot, bar, size: shape.size };
+        let (next, end) = if shape.wide && shape.size > LARGE {
+            (&mut high, HIGH_END)
+        } else {
+            (&mut low, WINDOW_END)
+        };
+        let at = next.checked_next_multiple_of(shape.size).ok_or(full)?;
+        let after = at.checked_add(shape.size.max(PAGE)).filter(|a| *a <= end).ok_or(full)?;
+        *next = after;
+        placed.push((slot, bar, Gpa(at)));
+    }
+    Ok(placed)
+}
+
+/// Whether a guest may put `size` bytes at `at`.
+pub fn allowed(at: Gpa, size: u64) -> bool {
+    let Some(end) = at.0.checked_add(size) else { return false };
+    (at.0 >= WINDOW && end <= WINDOW_END) || (at.0 >= HIGH && end <= HIGH_END)
+}
+
+/// A BAR that a function decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// The function's slot.
+    pub slot: usize,
+    /// The BAR.
+    pub bar: usize,
+    /// First address.
+    pub at: Gpa,
+    /// Bytes.
+    pub size: u64,
+}
+
+impl Decoded {
+    fn overlaps(&self, other: &Self) -> bool {
+        // Ends do not overflow: both are `allowed`.
+        self.at.0 < other.at.0 + other.size && other.at.0 < self.at.0 + self.size
+    }
+}
+
+/// What is decoded next, given what is decoded `now` and what the registers `ask` for. A BAR outside the
+/// windows is not decoded; where two overlap, the one that was there first stays.
+pub fn decode(now: &[Decoded], ask: &[Decoded]) -> Vec<Decoded> {
+    let mut next: Vec<Decoded> = now.iter().filter(|d| ask.contains(d)).copied().collect();
+    for d in ask {
+        if allowed(d.at, d.size) && !next.iter().any(|n| n.overlaps(d)) {
+            next.push(*d);
+        }
+    }
+    next
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(slot: usize, size: u64, wide: bool) -> Wanted {
+        Wanted { slot, bar: 0, shape: BarShape { size, wide, prefetch: false } }
+    }
+
+    #[test]
+    fn bars_are_aligned_and_apart() {
+        let all = vec![
+            wanted(1, 0x1000, false),
+            wanted(2, 16, false),
+            wanted(3, 0x4000, true),
+            wanted(4, 16, false),
+            wanted(5, 8 << 30, true),
+        ];
+        let placed = place(all.clone()).unwrap();
+        assert_eq!(placed.len(), all.len());
+        let decoded: Vec<Decoded> = placed
+            .iter()
+            .map(|&(slot, bar, at)| Decoded { slot, bar, at, size: all[slot - 1].shape.size })
+            .collect();
+        for (i, a) in decoded.iter().enumerate() {
+            assert!(allowed(a.at, a.size) && a.at.0 % a.size == 0, "{a:?}");
+            assert!(!decoded[i + 1..].iter().any(|b| a.overlaps(b)));
+            assert!(!decoded[i + 1..].iter().any(|b| a.at.0 / PAGE == b.at.0 / PAGE));
+        }
+        assert_eq!(placed[0], (5, 0, Gpa(2 << 32)));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_named() {
+        let e = place(vec![wanted(1, 1 << 31, false)]).unwrap_err();
+        assert_eq!((e.slot, e.size), (1, 1 << 31));
+        assert!(place(vec![wanted(1, 1 << 63, true)]).is_err());
+        assert!(place(vec![wanted(1, 1 << 62, true), wanted(2, 1 << 63, true)]).is_err());
+    }
+
+    #[test]
+    fn windows() {
+        assert!(allowed(Gpa(WINDOW), 0x1000));
+        assert!(!allowed(Gpa(0x10_0000), 0x1000), "RAM");
+        assert!(!allowed(Gpa(0xfee0_0000), 0x1000), "local APIC");
+        assert!(!allowed(Gpa(WINDOW_END - 0x1000), 0x2000));
+        assert!(!allowed(Gpa(u64::MAX - 0xfff), 0x1000), "overflow");
+    }
+
+    #[test]
+    fn the_first_of_two_stays() {
+        let at = |slot, at| Decoded { slot, bar: 0, at: Gpa(at), size: 0x1000 };
+        let now = [at(2, WINDOW)];
+        assert_eq!(decode(&now, &[at(1, WINDOW), at(2, WINDOW)]), [at(2, WINDOW)]);
+        assert_eq!(decode(&now, &[at(1, WINDOW)]), [at(1, WINDOW)]);
+        assert_eq!(decode(&now, &[at(2, 0)]), []);
+        assert_eq!(decode(&now, &[at(2, WINDOW + 0x1000)]), [at(2, WINDOW + 0x1000)]);
+    }
+}

@@ -1,0 +1,23 @@
+//! PCI bus 0: configuration access, slots, base address registers and what they decode.
+//!
+//! * [`config_port`]: the ports 0xcf8 and 0xcfc.
+//! * [`bar`]: one function's base address registers.
+//! * [`layout`]: where BARs are put before the guest runs, and where the guest may put them.
+//! * [`function`]: configuration space as the guest sees it.
+//! * [`bus`]: slots, and who answers at an address.
+
+pub mod bar;
+pub mod bus;
+pub mod config_port;
+pub mod function;
+pub mod layout;
+
+pub use bus::Bus;
+
+/// Slots of the bus.
+pub const SLOTS: usize = 32;
+
+/// Fills `data` with what a read returns where nothing answers.
+pub(crate) fn nothing(data: &mut [u8]) {
+    data.fill(0xff);
+}

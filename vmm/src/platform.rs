@@ -1,0 +1,227 @@
+//! What KVM does for a virtual machine: memory slots, irqfds, ioeventfds and routes, behind safe calls.
+#![allow(unsafe_code)] // KVM's ioctls take raw addresses and file descriptors.
+
+use crate::Gpa;
+use crate::interrupt::{Gsi, MsiMessage, RouteError, Routes};
+use kvm_bindings::{
+    KVM_IRQFD_FLAG_DEASSIGN, KVM_MEM_READONLY, kvm_ioeventfd,
+    kvm_ioeventfd_flag_nr_datamatch as DATAMATCH, kvm_ioeventfd_flag_nr_deassign as DEASSIGN,
+    kvm_irqfd, kvm_userspace_memory_region,
+};
+use kvm_ioctls::VmFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use vm_memory::MmapRegion;
+use vmm_sys_util::errno;
+use vmm_sys_util::ioctl::ioctl_with_ref;
+
+/// Numbers of the ioctls that kvm-ioctls does not offer (linux/kvm.h).
+#[expect(missing_docs, reason = "the macro makes functions that cannot carry any")]
+mod ioctl {
+    use kvm_bindings::{kvm_ioeventfd, kvm_irqfd};
+
+    vmm_sys_util::ioctl_iow_nr!(KVM_IRQFD, kvm_bindings::KVMIO, 0x76, kvm_irqfd);
+    vmm_sys_util::ioctl_iow_nr!(KVM_IOEVENTFD, kvm_bindings::KVMIO, 0x79, kvm_ioeventfd);
+}
+
+/// Most memory slots that a guest may use; KVM allows more.
+const MAX_SLOTS: usize = 256;
+
+/// KVM refused something.
+#[derive(Debug, thiserror::Error)]
+pub enum PlatformError {
+    /// A memory slot.
+    #[error("KVM refused {size:#x} bytes of guest memory at {at:#x}")]
+    Memory {
+        /// Guest-physical address.
+        at: u64,
+        /// Bytes.
+        size: u64,
+        /// Why.
+        source: errno::Error,
+    },
+    /// All memory slots are used.
+    #[error("all {MAX_SLOTS} memory slots of the guest are used")]
+    Slots,
+    /// An irqfd.
+    #[error("KVM refused an irqfd for GSI {gsi}")]
+    Irqfd {
+        /// The interrupt.
+        gsi: u32,
+        /// Why.
+        source: errno::Error,
+    },
+    /// An ioeventfd.
+    #[error("KVM refused an ioeventfd at {at:#x}")]
+    Ioeventfd {
+        /// Guest-physical address.
+        at: u64,
+        /// Why.
+        source: errno::Error,
+    },
+    /// The routing table.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+}
+
+/// A memory slot in use.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Slot(usize);
+
+/// A write that signals an eventfd inside KVM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Doorbell {
+    /// Where.
+    pub at: Gpa,
+    /// Bytes of the write: 1, 2, 4 or 8; 0: any.
+    pub size: u32,
+    /// Only writes of this value.
+    pub datamatch: Option<u64>,
+}
+
+/// A virtual machine's KVM side.
+#[derive(Debug)]
+pub struct Platform {
+    vm: VmFd,
+    routes: Routes,
+    /// The mapping behind each slot: alive for as long as KVM may reach it.
+    slots: Vec<Option<Arc<MmapRegion>>>,
+}
+
+impl Platform {
+    /// Takes over `vm`, whose in-kernel interrupt controllers exist already.
+    pub fn new(vm: VmFd) -> Self {
+        Self { vm, routes: Routes::default(), slots: Vec::new() }
+    }
+
+    /// The VM's own file descriptor.
+    pub fn vm(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// Shows `backing` to the guest at `at`; guest writes to a `readonly` slot exit instead.
+    pub fn add_memory(
+        &mut self,
+        at: Gpa,
+        backing: Arc<MmapRegion>,
+        readonly: bool,
+    ) -> Result<Slot, PlatformError> {
+        let index = match self.slots.iter().position(Option::is_none) {
+            Some(free) => free,
+            None if self.slots.len() < MAX_SLOTS => {
+                self.slots.push(None);
+                self.slots.len() - 1
+            }
+            None => return Err(PlatformError::Slots),
+        };
+        let region = kvm_userspace_memory_region {
+            slot: index as u32,
+            flags: if readonly { KVM_MEM_READONLY } else { 0 },
+            guest_phys_addr: at.0,
+            memory_size: backing.size() as u64,
+            userspace_addr: backing.as_ptr() as u64,
+        };
+        // SAFETY: the region is exactly the mapping in `backing`, which `slots` keeps until KVM has
+        // let the slot go; guest and VMM share it as volatile memory only.
+        unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| {
+            PlatformError::Memory { at: at.0, size: region.memory_size, source }
+        })?;
+        self.slots[index] = Some(backing);
+        Ok(Slot(index))
+    }
+
+    /// Takes a slot away from the guest.
+    pub fn remove_memory(&mut self, slot: Slot) -> Result<(), PlatformError> {
+        let region = kvm_userspace_memory_region { slot: slot.0 as u32, ..Default::default() };
+        // SAFETY: a size of 0 removes the slot; nothing is mapped. Where that fails the mapping stays
+        // in `slots`.
+        unsafe { self.vm.set_user_memory_region(region) }
+            .map_err(|source| PlatformError::Memory { at: 0, size: 0, source })?;
+        self.slots[slot.0] = None;
+        Ok(())
+    }
+
+    /// Has KVM inject `gsi` whenever `event` is signalled. Where `event` is readable already, KVM
+    /// injects once for it.
+    pub fn attach_irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
+        self.irqfd(event, gsi, 0)
+    }
+
+    /// Ends [`Self::attach_irqfd`]. Every signal before this call has been injected when it returns,
+    /// and every one after it stays readable in `event`.
+    pub fn detach_irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
+        self.irqfd(event, gsi, KVM_IRQFD_FLAG_DEASSIGN)
+    }
+
+    fn irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi, flags: u32) -> Result<(), PlatformError> {
+        let request = kvm_irqfd {
+            fd: event.as_raw_fd() as u32,
+            gsi: gsi.number(),
+            flags,
+            ..Default::default()
+        };
+        // SAFETY: the request matches the ioctl and outlives it; KVM takes its own reference to fd.
+        match unsafe { ioctl_with_ref(&self.vm, ioctl::KVM_IRQFD(), &request) } {
+            0 => Ok(()),
+            _ => Err(PlatformError::Irqfd { gsi: gsi.number(), source: errno::Error::last() }),
+        }
+    }
+
+    /// Has KVM signal `event` on each such write, without an exit to this process.
+    pub fn attach_doorbell(
+        &self,
+        event: BorrowedFd<'_>,
+        bell: Doorbell,
+    ) -> Result<(), PlatformError> {
+        self.ioeventfd(event, bell, 0)
+    }
+
+    /// Ends [`Self::attach_doorbell`].
+    pub fn detach_doorbell(
+        &self,
+        event: BorrowedFd<'_>,
+        bell: Doorbell,
+    ) -> Result<(), PlatformError> {
+        self.ioeventfd(event, bell, 1 << DEASSIGN)
+    }
+
+    fn ioeventfd(
+        &self,
+        event: BorrowedFd<'_>,
+        bell: Doorbell,
+        flags: u32,
+    ) -> Result<(), PlatformError> {
+        let request = kvm_ioeventfd {
+            datamatch: bell.datamatch.unwrap_or(0),
+            addr: bell.at.0,
+            len: bell.size,
+            fd: event.as_raw_fd(),
+            flags: flags | if bell.datamatch.is_some() { 1 << DATAMATCH } else { 0 },
+            ..Default::default()
+        };
+        // SAFETY: the request matches the ioctl and outlives it; KVM takes its own reference to fd
+        // after checking that it is an eventfd.
+        match unsafe { ioctl_with_ref(&self.vm, ioctl::KVM_IOEVENTFD(), &request) } {
+            0 => Ok(()),
+            _ => Err(PlatformError::Ioeventfd { at: bell.at.0, source: errno::Error::last() }),
+        }
+    }
+
+    /// Takes an unused interrupt for a message-signalled vector.
+    pub fn take_gsi(&mut self) -> Result<Gsi, PlatformError> {
+        Ok(self.routes.take()?)
+    }
+
+    /// Gives an interrupt back; its irqfd is detached already.
+    pub fn give_gsi(&mut self, gsi: Gsi) {
+        self.routes.give(gsi);
+    }
+
+    /// Has `gsi` deliver `message` from now on.
+    pub fn route(&mut self, gsi: Gsi, message: MsiMessage) -> Result<(), PlatformError> {
+        if self.routes.set(gsi, message) {
+            self.routes.commit(&self.vm)?;
+        }
+        Ok(())
+    }
+}
