@@ -186,7 +186,8 @@ pub struct Interval {
 
 /// Resamples taken for an interval.
 const RESAMPLES: usize = 400;
-/// Consecutive frames drawn together: misses come in runs, and single draws would hide that.
+/// Consecutive frames drawn together: misses come in runs, and single draws would hide that. Fewer of
+/// them where there are not eight such blocks.
 const BLOCK: usize = 32;
 
 /// A 95% interval for the share, in percent, of `hits` that are true, by block bootstrap.
@@ -204,12 +205,13 @@ pub fn share_interval(hits: &[bool], seed: u64) -> Option<Interval> {
 fn bootstrap(n: usize, seed: u64, mut estimate: impl FnMut(&[usize]) -> f64) -> Vec<f64> {
     let mut random = SplitMix(seed);
     let mut picks = Vec::with_capacity(n);
+    let block = BLOCK.min(n / 8).max(1);
     (0..RESAMPLES)
         .map(|_| {
             picks.clear();
             while picks.len() < n {
                 let first = random.below(n as u64) as usize;
-                let take = BLOCK.min(n - picks.len());
+                let take = block.min(n - picks.len());
                 picks.extend((first..first + take).map(|i| i % n));
             }
             estimate(&picks)
@@ -291,6 +293,8 @@ mod tests {
         let all = share_interval(&[true; 50], 1).unwrap();
         assert_eq!((all.low, all.high), (100.0, 100.0));
         assert_eq!(share_interval(&[], 1), None);
+        let few = share_interval(&[true, false, true, true, true], 1).unwrap();
+        assert!(few.high - few.low > 20.0, "few frames say little: {few:?}");
         let samples: Samples = (0..5000u64).map(|i| i * 7919 % 5000).collect();
         let p99 = samples.quantile_interval(Quantile::P99, 3).unwrap();
         assert!(p99.low <= 4950.0 && 4949.0 <= p99.high, "{p99:?}");

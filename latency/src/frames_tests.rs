@@ -109,7 +109,9 @@ fn a_guest_that_submits_after_its_doorbell_is_not_believed() {
 #[test]
 fn what_cannot_be_is_counted_and_left_out() {
     let mut foreign = good(1, 0, 1).stamps();
-    foreign.iter_mut().for_each(|s| s.slice = SliceIndex(9));
+    for stamp in &mut foreign {
+        stamp.slice = SliceIndex(9);
+    }
     foreign.push(Stamp { stage: 200, ..Stamp::default() });
     foreign.push(Stamp { jobs: 500, ..good(1, 0, 1).stamps()[1] });
     let joined = joined(foreign);
