@@ -1,2 +1,121 @@
-//! The `beamline` command.
-fn main() {}
+//! The `beamline` command: one file per subcommand.
+
+mod demo;
+mod doctor;
+mod events;
+mod failure;
+mod host;
+mod output;
+mod renderer;
+mod run;
+mod signals;
+
+use clap::{Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  beamline doctor                 what this machine can do, and how to mend what it cannot
+  beamline demo                   three guests on one GPU: alone, fifo, unmediated, beamline
+  beamline demo my.toml --json    the same with other guests; the report as JSON on stdout
+  beamline host host.toml         schedule a GPU and serve its slices until Ctrl-C
+  beamline run vr.toml --check    look for mistakes in a guest's file, start nothing
+  beamline run vr.toml            boot that guest on the slices that a host serves
+
+Exit codes:
+  0  done
+  1  failed while running
+  2  bad input, or something that must be there is missing (the message says how to mend it)
+
+Set BEAMLINE_LOG=debug (or info, warn, error; per module as in `beamline_mdev=debug`) for logs on stderr.";
+
+/// One GPU, many guests, every frame in time.
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// The process that started this one, and that it must not outlive
+    #[arg(long, hide = true, value_name = "PID")]
+    follow: Option<i32>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Schedule one GPU and serve its slices over vfio-user, until SIGINT or SIGTERM
+    ///
+    /// Prints one JSON object per line on stdout: `ready` with the sockets, `stats` twice a second, and
+    /// `drained` at the end.
+    Host {
+        /// The host's configuration: GPU, CPUs, slices and their contracts
+        config: PathBuf,
+    },
+    /// Boot one guest, until it ends or SIGINT or SIGTERM comes
+    ///
+    /// What the guest writes to its serial port goes to stdout.
+    Run {
+        /// The guest's configuration: image, memory, CPUs, devices
+        guest: PathBuf,
+        /// Only look for mistakes in the configuration
+        #[arg(long)]
+        check: bool,
+    },
+    /// Boot real guests, run them alone and together under each policy, and report on every frame
+    ///
+    /// Leaves summary.json, timeline.svg and each guest's last image in the output folder. Takes under
+    /// three minutes on two CPUs.
+    Demo(demo::Options),
+    /// Say what this machine can do: KVM, Vulkan, CPUs, real-time scheduling; and how to mend the rest
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Executes one slice's GPU work; started by the host
+    #[command(hide = true)]
+    Renderer,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(()) => ExitCode::from(failure::DONE),
+        Err(error) => {
+            output::error(&format!("beamline: {error:#}"));
+            ExitCode::from(failure::exit_code(&error))
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<()> {
+    if let Some(parent) = cli.follow {
+        signals::follow(parent)?;
+    }
+    output::start_logs();
+    match cli.command {
+        Command::Host { config } => host::host(&config),
+        Command::Run { guest, check } => run::run(&guest, check),
+        Command::Demo(options) => demo::demo(&options),
+        Command::Doctor { json } => doctor::doctor(json),
+        Command::Renderer => renderer::renderer(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_tells_of_exit_codes_and_hides_the_renderer() {
+        let help = Cli::command().render_help().to_string();
+        assert!(help.contains("Exit codes") && help.contains("beamline run vr.toml --check"));
+        assert!(!help.contains("renderer") && !help.contains("--follow"));
+    }
+}

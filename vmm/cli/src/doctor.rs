@@ -1,0 +1,186 @@
+//! `beamline doctor`: what this machine can do, and how to mend what it cannot.
+
+use crate::demo;
+use crate::failure::refused;
+use crate::output;
+use beamline_vmm::probe::{self, KvmKind};
+use serde::Serialize;
+
+/// How one thing stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// As it should be.
+    Good,
+    /// It works, less well.
+    Limited,
+    /// It does not work.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, Serialize)]
+struct Finding {
+    what: &'static str,
+    state: State,
+    seen: String,
+    /// What to do about it, where something is to be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mend: Option<String>,
+}
+
+impl Finding {
+    fn good(what: &'static str, seen: impl Into<String>) -> Self {
+        Self { what, state: State::Good, seen: seen.into(), mend: None }
+    }
+    fn limited(what: &'static str, seen: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { what, state: State::Limited, seen: seen.into(), mend: Some(mend.into()) }
+    }
+    fn missing(what: &'static str, seen: impl Into<String>, mend: impl Into<String>) -> Self {
+        Self { what, state: State::Missing, seen: seen.into(), mend: Some(mend.into()) }
+    }
+}
+
+/// Looks at everything. Fails with exit code 2 where guests cannot run or nothing can render.
+pub(crate) fn doctor(json: bool) -> anyhow::Result<()> {
+    let findings = [kvm(&probe::kvm()), vulkan(), cpus(), realtime(), files()];
+    if json {
+        output::json(&findings)?;
+    } else {
+        findings.iter().for_each(|finding| output::line(&show(finding)));
+    }
+    let missing: Vec<&str> =
+        findings.iter().filter(|f| f.state == State::Missing).map(|f| f.what).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(refused(format!("`beamline demo` cannot run here: {} (see above)", missing.join(", "))))
+}
+
+fn show(finding: &Finding) -> String {
+    let state = match finding.state {
+        State::Good => "good",
+        State::Limited => "limited",
+        State::Missing => "MISSING",
+    };
+    let mut text = format!("{:<8} {:<10} {}", state, finding.what, finding.seen);
+    if let Some(mend) = &finding.mend {
+        text += &format!("\n{:19} mend: {mend}", "");
+    }
+    text
+}
+
+/// Fails with exit code 2 where no guest can run.
+pub(crate) fn require_kvm() -> anyhow::Result<()> {
+    required(kvm(&probe::kvm()))
+}
+
+/// Fails with exit code 2 where nothing can render, or nothing with `adapter` in its name.
+pub(crate) fn require_vulkan(adapter: Option<&str>) -> anyhow::Result<()> {
+    required(vulkan())?;
+    let Some(adapter) = adapter else { return Ok(()) };
+    let names = beamline_mdev::renderer::adapters();
+    let wanted = adapter.to_lowercase();
+    if names.iter().any(|name| name.to_lowercase().contains(&wanted)) {
+        return Ok(());
+    }
+    Err(refused(format!(
+        "no Vulkan device has `{adapter}` in its name; there are: {}; mend: correct gpu.adapter",
+        names.join(", ")
+    )))
+}
+
+fn required(finding: Finding) -> anyhow::Result<()> {
+    match (finding.state, finding.mend) {
+        (State::Missing, Some(mend)) => {
+            Err(refused(format!("{}: {}; mend: {mend}", finding.what, finding.seen)))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn kvm(kind: &KvmKind) -> Finding {
+    match kind {
+        KvmKind::Missing { why, mend } | KvmKind::NoPermission { why, mend } => {
+            Finding::missing("KVM", why, mend)
+        }
+        KvmKind::Hardware => Finding::good("KVM", kind.to_string()),
+        KvmKind::Pvm => Finding::limited(
+            "KVM",
+            format!("{kind}: the guest image that comes with beamline runs, an ordinary Linux does not"),
+            "nothing for the demo; for Linux guests use a machine with VMX or SVM",
+        ),
+    }
+}
+
+fn vulkan() -> Finding {
+    let names = beamline_mdev::renderer::adapters();
+    if names.is_empty() {
+        return Finding::missing(
+            "Vulkan",
+            "no Vulkan device",
+            "install the GPU's Vulkan driver, or mesa-vulkan-drivers for a software GPU \
+             (`make setup` does, as root)",
+        );
+    }
+    Finding::good("Vulkan", names.join(", "))
+}
+
+fn cpus() -> Finding {
+    let mend = "give this process two or more CPUs: one renders on a software GPU, the rest keep time";
+    match demo::cpus() {
+        Ok(cpus) if cpus.len() >= 2 => Finding::good("CPUs", format!("{} usable", cpus.len())),
+        Ok(cpus) => Finding::limited("CPUs", format!("{} usable", cpus.len()), mend),
+        Err(error) => Finding::limited("CPUs", format!("{error:#}"), mend),
+    }
+}
+
+fn realtime() -> Finding {
+    if demo::realtime_permitted() {
+        return Finding::good("real time", "SCHED_FIFO is permitted");
+    }
+    Finding::limited(
+        "real time",
+        "SCHED_FIFO is not permitted: other programs can delay the scheduler",
+        "run as root, give the program CAP_SYS_NICE, or set an rtprio limit in /etc/security/limits.conf",
+    )
+}
+
+fn files() -> Finding {
+    use rustix::process::{Resource, getrlimit};
+    match getrlimit(Resource::Nofile).current {
+        Some(n) if n < 256 => Finding::limited(
+            "files",
+            format!("at most {n} open files: few slices fit into one host"),
+            "ulimit -n 1024",
+        ),
+        Some(n) => Finding::good("files", format!("at most {n} open files")),
+        None => Finding::good("files", "any number of open files"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_permission_on_kvm_ends_with_how_to_mend_it() {
+        let kind = KvmKind::NoPermission { why: "denied".into(), mend: "join kvm".into() };
+        let error = required(kvm(&kind)).unwrap_err();
+        assert_eq!(crate::failure::exit_code(&error), crate::failure::REFUSED);
+        assert_eq!(error.to_string(), "KVM: denied; mend: join kvm");
+    }
+
+    #[test]
+    fn software_virtualisation_is_enough() {
+        assert!(required(kvm(&KvmKind::Pvm)).is_ok());
+        assert!(required(kvm(&KvmKind::Hardware)).is_ok());
+    }
+
+    #[test]
+    fn every_finding_that_is_not_good_says_how_to_mend_it() {
+        for finding in [kvm(&probe::kvm()), vulkan(), cpus(), realtime(), files()] {
+            assert_eq!(finding.mend.is_none(), finding.state == State::Good, "{finding:?}");
+        }
+    }
+}

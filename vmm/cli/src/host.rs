@@ -1,0 +1,95 @@
+//! `beamline host`: schedules one GPU and serves its slices.
+
+use crate::events::{HostEvent, ReadySlice, SliceStats};
+use crate::failure::{refused, refused_by};
+use crate::output;
+use crate::signals::Stop;
+use beamline_abi::Nanos;
+use beamline_mdev::config::HostConfig;
+use beamline_mdev::host::{Host, HostError, RendererProgram};
+use beamline_sched::admission::{Admission, Current};
+use beamline_sched::{GpuCaps, TenantId};
+use std::path::Path;
+use std::time::Duration;
+
+/// How often `stats` is printed.
+const STATS: Duration = Duration::from_millis(500);
+
+/// Serves the slices of the configuration at `path` until a signal comes or nobody reads stdout.
+pub(crate) fn host(path: &Path) -> anyhow::Result<()> {
+    let stop = Stop::install()?;
+    let config = HostConfig::load(path).map_err(refused_by)?;
+    // This very file, also where it was replaced since.
+    let renderer =
+        RendererProgram { exe: "/proc/self/exe".into(), args: vec!["renderer".into()] };
+    let host = Host::start(config, renderer)
+        .map_err(|error| classed(error).context(path.display().to_string()))?;
+    let mut read = output::json_line(&ready(&host))?;
+    while read && !stop.wait(STATS) {
+        read = output::json_line(&stats(&host))?;
+    }
+    let drained = host.drain();
+    output::json_line(&HostEvent::Drained)?;
+    if drained.problems.is_empty() {
+        return Ok(());
+    }
+    anyhow::bail!("{}: while draining: {}", path.display(), drained.problems.join("; "))
+}
+
+fn ready(host: &Host) -> HostEvent {
+    let ready = host.ready();
+    let slice = |s: &beamline_mdev::host::ReadySlice| ReadySlice {
+        name: s.name.clone(),
+        pacer: s.pacer.clone(),
+        gpu: s.gpu.clone(),
+        phase_ns: s.phase.0,
+    };
+    HostEvent::Ready {
+        label: ready.label.to_string(),
+        gpu: ready.gpu.clone(),
+        slices: ready.slices.iter().map(slice).collect(),
+    }
+}
+
+fn stats(host: &Host) -> HostEvent {
+    let slices = host
+        .stats()
+        .into_iter()
+        .map(|s| SliceStats { name: s.name, frames: s.frames, late: s.late })
+        .collect();
+    HostEvent::Stats { slices }
+}
+
+/// What the user can mend, and what has failed.
+fn classed(error: HostError) -> anyhow::Error {
+    match error {
+        HostError::Clock(_) | HostError::Device { .. } | HostError::System { .. } => error.into(),
+        other => refused(other),
+    }
+}
+
+/// Whether every contract of `config` can be kept beside the others, tight ones first. What does not fit
+/// is refused with its slice's name.
+pub(crate) fn admit(config: &HostConfig) -> anyhow::Result<()> {
+    let caps = GpuCaps {
+        in_flight: config.in_flight,
+        switch_cost: config.switch_cost,
+        guard_margin: config.guard_margin,
+    };
+    let admission = Admission::new(caps, HostConfig::MAX_SLICES);
+    let mut order: Vec<_> = config.slices.iter().enumerate().collect();
+    order.sort_by_key(|(i, s)| {
+        let c = &s.contract;
+        (c.class, c.late_latch.is_none(), c.period.floor(), *i)
+    });
+    let mut current: Vec<Current> = Vec::with_capacity(order.len());
+    for (index, slice) in order {
+        let admitted = admission.try_admit(&current, &slice.contract).map_err(|refusal| {
+            refused(format!("slice `{}`: its contract is refused: {refusal}", slice.name))
+        })?;
+        let phase: Nanos = admitted.phase;
+        // At most MAX_SLICES.
+        current.push((TenantId(index as u16), slice.contract, phase));
+    }
+    Ok(())
+}
