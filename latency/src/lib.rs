@@ -6,7 +6,7 @@
 //! | the log file | [`log`], [`meta`] |
 //! | joining stamps to frames | [`frames`], [`timeline`] |
 //! | judging | [`analysis`], [`slots`], [`cause`], [`dist`], [`verdict`] |
-//! | showing | [`report`], [`table`], [`svg`], [`trace`], [`noise`] |
+//! | showing | [`report`], [`table`], [`svg`], [`trace`], [`csv`], [`noise`] |
 //!
 //! [`Analysis`] goes from a log to a report. Durations are integer nanoseconds; what was not
 //! measured is `None`, never 0. Every result carries one of the words of [`meta::Label`].
@@ -14,6 +14,7 @@
 pub mod analysis;
 pub mod cause;
 pub mod clock;
+pub mod csv;
 pub mod dist;
 pub mod frames;
 pub mod log;

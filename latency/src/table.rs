@@ -64,9 +64,10 @@ pub fn table(runs: &[RunReport]) -> String {
 
 fn row(s: &SliceReport) -> Vec<String> {
     let own = if s.in_budget.of > 0 { s.own_overruns.to_string() } else { "–".into() };
-    let causes = match s.background_jobs {
-        0 => causes(s),
-        n => format!("{}; {n} background jobs", causes(s)),
+    let causes = match (s.background_jobs, s.causes.is_empty()) {
+        (0, _) => causes(s),
+        (n, true) => format!("{n} background jobs"),
+        (n, false) => format!("{}; {n} background jobs", causes(s)),
     };
     vec![
         plain(&s.name),
