@@ -46,6 +46,13 @@ impl Machine {
         gpa.0 as *mut u8
     }
 
+    /// A pointer to an aligned 16-bit word of the arena.
+    fn word(gpa: Gpa) -> *mut u16 {
+        assert!(gpa.0.is_multiple_of(2), "{gpa} is odd");
+        Self::shared(gpa, 2);
+        gpa.0 as *mut u16
+    }
+
     fn config_port(slot: Slot, offset: u16) -> u16 {
         let address = 1 << 31 | u32::from(slot.0 & 31) << 11 | u32::from(offset & 0xfc);
         port_out(CONFIG_ADDRESS, PortWidth::Dword, address);
@@ -112,15 +119,13 @@ impl Transport for Machine {
     }
 
     fn load_u16(&self, gpa: Gpa) -> u16 {
-        let at = Self::shared(gpa, 2).cast::<u16>();
-        // SAFETY: within the arena and aligned, since rings are.
-        unsafe { AtomicU16::from_ptr(at) }.load(Ordering::Acquire)
+        // SAFETY: `word` vouches for place and alignment; devices use whole accesses as well.
+        unsafe { AtomicU16::from_ptr(Self::word(gpa)) }.load(Ordering::Acquire)
     }
 
     fn store_u16(&mut self, gpa: Gpa, value: u16) {
-        let at = Self::shared(gpa, 2).cast::<u16>();
-        // SAFETY: within the arena and aligned, since rings are.
-        unsafe { AtomicU16::from_ptr(at) }.store(value, Ordering::Release);
+        // SAFETY: `word` vouches for place and alignment; devices use whole accesses as well.
+        unsafe { AtomicU16::from_ptr(Self::word(gpa)) }.store(value, Ordering::Release);
     }
 
     fn fence(&self) {

@@ -84,7 +84,7 @@ pub(crate) struct Machine<H> {
     pub(crate) control: u32,
     pub(crate) msix_enabled: [bool; 2],
     pub(crate) msix_entries: Vec<(u64, u64)>,
-    config: [[u8; 256]; 2],
+    pub(crate) config: [[u8; 256]; 2],
     pub(crate) ram: Vec<u8>,
     pub(crate) ring: Vec<u8>,
     selects: [u64; 3],
@@ -201,6 +201,15 @@ impl<H: Host> Machine<H> {
         self.queue.used = self.queue.used.wrapping_add(1);
         self.put(used + 2, &self.queue.used.to_le_bytes());
         true
+    }
+
+    /// Puts an element into the used ring and moves the index, whatever is in flight.
+    pub(crate) fn break_used(&mut self, id: u32, len: u32, by: u16) {
+        let [_, _, used] = self.queue.addresses;
+        let entry = used + 4 + 8 * u64::from(self.queue.used % self.queue.size);
+        self.put(entry, [id, len].as_bytes());
+        self.queue.used = self.queue.used.wrapping_add(by);
+        self.put(used + 2, &self.queue.used.to_le_bytes());
     }
 
     fn answer(&mut self, request: &[u8]) -> Vec<u8> {
