@@ -349,6 +349,19 @@ impl Beamline {
         }
     }
 
+    /// See [`Tenant::note_own_delay`].
+    fn note_own_delay(&mut self, t: usize, now: u64) {
+        let busy = self.busy;
+        let Some(&head) = self.jobs.head(t) else {
+            return;
+        };
+        if let Some(tenant) = self.tenant_mut(t)
+            && tenant.contract.class == Class::Reserved
+        {
+            tenant.note_own_delay(&head, now, busy);
+        }
+    }
+
     /// Keeps the GPU for the frame that `job` belongs to until its next job comes, if the contract declares
     /// the pause.
     fn begin_pause(&mut self, t: usize, now: u64, job: &JobSpec) {
@@ -381,8 +394,11 @@ impl Tenant {
         Self {
             contract: *contract,
             place: Place::Nothing,
-            frames: Server::new(demand::frame_budget(contract, caps)),
-            late: Server::new(if late == 0 { 0 } else { late.saturating_add(caps.switch_cost.0) }),
+            frames: Server::new(demand::frame_budget(contract, caps), contract.max_job.0),
+            late: Server::new(
+                if late == 0 { 0 } else { late.saturating_add(caps.switch_cost.0) },
+                0,
+            ),
             minimum: Minimum::new(contract.budget.0),
             predictor: Predictor::new(contract),
             period_end: 0,
@@ -406,8 +422,16 @@ impl Tenant {
 
     /// Whether this job runs as reserved work.
     fn pays(&self, job: &JobSpec) -> bool {
-        let server = if self.is_late(job) { &self.late } else { &self.frames };
-        self.contract.class == Class::Reserved && server.left(job.slot) > 0
+        if self.contract.class != Class::Reserved {
+            return false;
+        }
+        let expected = self.expected(job).0;
+        if self.is_late(job) {
+            let left = self.late.left(job.slot);
+            left > 0 && (self.frames.debt() == 0 || left >= expected)
+        } else {
+            self.frames.pays(job.slot, expected)
+        }
     }
 
     /// When the job is due for its order among the others; work without a deadline is due with the frame
@@ -437,11 +461,30 @@ impl Tenant {
                 _ => (release, span),
             }
         };
-        if start <= in_time {
-            return;
+        if start > in_time {
+            self.put_off(job, start, span, busy);
         }
+    }
+
+    /// The jobs behind one that was beyond its budget count as released only now: they had to wait for
+    /// their own tenant.
+    fn note_own_delay(&mut self, head: &JobSpec, now: u64, busy: u64) {
+        let c = &self.contract;
+        let (release, span) = if self.is_late(head) {
+            (head.release.0, c.late_latch.map_or(0, |l| l.window.0))
+        } else {
+            let release = head.release.saturating_add(c.jitter).0;
+            (release, c.main_deadline().saturating_sub(c.jitter).0)
+        };
+        if now > release {
+            self.put_off(head, now, span, busy);
+        }
+    }
+
+    /// Puts the tenant's deadlines off as if `job` had been released at `start`, `span` before it is due.
+    fn put_off(&mut self, job: &JobSpec, start: u64, span: u64, busy: u64) {
         let by = start.saturating_add(span).saturating_sub(job.deadline.0);
-        let delay = if late { &mut self.late_delay } else { &mut self.frame_delay };
+        let delay = if self.is_late(job) { &mut self.late_delay } else { &mut self.frame_delay };
         let before = if delay.busy == busy { delay.by } else { 0 };
         *delay = Delay { busy, by: by.max(before) };
     }
@@ -452,7 +495,11 @@ impl Tenant {
 
     fn charge(&mut self, job: &JobSpec, cost: u64) {
         match self.contract.class {
-            Class::Reserved if self.is_late(job) => self.late.charge(job.slot, cost),
+            // Its own budget; what goes beyond is repaid by the tenant's frames.
+            Class::Reserved if self.is_late(job) => {
+                let beyond = self.late.pay(job.slot, cost);
+                self.frames.owe(beyond);
+            }
             Class::Reserved => self.frames.charge(job.slot, cost),
             Class::Background => self.minimum.charge(cost),
             Class::Elastic => {}
@@ -575,6 +622,12 @@ impl Policy for Beamline {
         let charged = cost.0.saturating_add(done.note.switch);
         tenant.charge(&job, charged);
         tenant.predictor.measured(job.job.0, late, cost);
+        if !done.note.reserved {
+            self.note_own_delay(t, now.0);
+        }
+        let Some(tenant) = self.tenant_mut(t) else {
+            return;
+        };
         if !done.note.reserved {
             let weighted = charged / u64::from(tenant.contract.weight.max(1));
             tenant.virtual_time = tenant.virtual_time.saturating_add(weighted);

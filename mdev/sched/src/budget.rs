@@ -2,7 +2,8 @@
 //!
 //! * [`Server`]: a reserved tenant's frames. Every vblank opens an account of one budget that pays for the
 //!   jobs of its frame, also when they run late. What goes beyond an account becomes debt, capped at one
-//!   budget, and is withheld from the tenant's own next accounts: never from a neighbour's.
+//!   budget (or one longest job, where that is more), and is withheld from the tenant's own next accounts:
+//!   never from a neighbour's. While in debt, a job must be expected to fit its account.
 //! * [`Minimum`]: what a background tenant is promised per period. What it could not get although it had
 //!   work waiting carries over, up to four budgets, so that the promised rate is reached.
 
@@ -23,13 +24,16 @@ pub struct Server {
     accounts: [Account; ACCOUNTS],
     newest: u64,
     debt: u64,
+    most_debt: u64,
 }
 
 impl Server {
-    /// A server that grants `capacity` ns at each vblank, with no account open yet.
-    pub const fn new(capacity: u64) -> Self {
+    /// A server that grants `capacity` ns at each vblank to jobs of at most `max_job` ns, with no account
+    /// open yet.
+    pub const fn new(capacity: u64, max_job: u64) -> Self {
         Self {
             capacity,
+            most_debt: if capacity > max_job { capacity } else { max_job },
             accounts: [Account { slot: 0, left: 0, open: false }; ACCOUNTS],
             newest: 0,
             debt: 0,
@@ -60,20 +64,36 @@ impl Server {
         self.left(self.newest)
     }
 
-    /// Takes `cost` from the account of `slot`; what it does not hold becomes debt.
-    pub fn charge(&mut self, slot: u64, cost: u64) {
-        let account = &mut self.accounts[slot as usize % ACCOUNTS];
-        let paid = if account.open && account.slot == slot {
-            let paid = account.left.min(cost);
-            account.left -= paid;
-            paid
-        } else {
-            0
-        };
-        self.debt = self.debt.saturating_add(cost - paid).min(self.capacity);
+    /// Whether the account of `slot` pays for a job expected to cost `expected`. Only who owes nothing may
+    /// go beyond an account that is not empty.
+    pub fn pays(&self, slot: u64, expected: u64) -> bool {
+        let left = self.left(slot);
+        left > 0 && (self.debt == 0 || left >= expected)
     }
 
-    /// What is owed: at most one budget.
+    /// Takes `cost` from the account of `slot`; what it does not hold becomes debt.
+    pub fn charge(&mut self, slot: u64, cost: u64) {
+        let beyond = self.pay(slot, cost);
+        self.owe(beyond);
+    }
+
+    /// Takes `cost` from the account of `slot`; answers what it does not hold.
+    pub fn pay(&mut self, slot: u64, cost: u64) -> u64 {
+        let account = &mut self.accounts[slot as usize % ACCOUNTS];
+        if !account.open || account.slot != slot {
+            return cost;
+        }
+        let paid = account.left.min(cost);
+        account.left -= paid;
+        cost - paid
+    }
+
+    /// Adds to the debt.
+    pub fn owe(&mut self, cost: u64) {
+        self.debt = self.debt.saturating_add(cost).min(self.most_debt);
+    }
+
+    /// What is owed.
     pub const fn debt(&self) -> u64 {
         self.debt
     }
@@ -125,7 +145,7 @@ mod tests {
 
     #[test]
     fn overrun_is_repaid_from_the_next_accounts() {
-        let mut s = Server::new(100);
+        let mut s = Server::new(100, 0);
         s.renew(5);
         s.charge(5, 130);
         assert_eq!((s.left(5), s.debt()), (0, 30));
@@ -141,7 +161,7 @@ mod tests {
 
     #[test]
     fn a_late_frame_is_paid_by_its_own_account() {
-        let mut s = Server::new(100);
+        let mut s = Server::new(100, 0);
         s.renew(0);
         s.renew(1);
         s.charge(0, 100);
@@ -176,7 +196,7 @@ mod tests {
             capacity in 0u64..=u64::MAX,
             ops in prop::collection::vec((any::<bool>(), any::<u64>(), 0u64..10), 0..200),
         ) {
-            let mut s = Server::new(capacity);
+            let mut s = Server::new(capacity, 0);
             let (mut slot, mut opened, mut paid) = (0u64, 0u128, 0u128);
             for (vblank, cost, back) in ops {
                 if vblank {
