@@ -1,0 +1,36 @@
+//! Eventfds of our own: doorbells and wake-ups.
+
+use rustix::event::EventfdFlags;
+use rustix::io::Errno;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+/// A non-blocking eventfd that several threads share. A clone is the same eventfd.
+#[derive(Clone, Debug)]
+pub struct EventFd(Arc<OwnedFd>);
+
+impl EventFd {
+    /// A new one, not signalled.
+    pub fn new() -> Result<Self, Errno> {
+        let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        Ok(Self(Arc::new(fd)))
+    }
+
+    /// Makes it readable. Never blocks: a full counter is readable already.
+    pub fn signal(&self) {
+        // The descriptor is an eventfd of ours, so the only error is a full counter.
+        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Takes the signal back; whether there was one.
+    pub fn take(&self) -> bool {
+        let mut count = [0; 8];
+        matches!(rustix::io::read(&*self.0, &mut count), Ok(8))
+    }
+}
+
+impl AsFd for EventFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,166 @@
+//! Stage 8, posted interrupt: from a vector to the eventfd that the VMM wired to it.
+//!
+//! The client owns the MSI-X table and its masks; the server owns vector → eventfd. What a client writes
+//! to the table through us is kept so that it reads back, and is otherwise without effect.
+
+use arc_swap::ArcSwapOption;
+use beamline_abi::pci::msix;
+use beamline_vfio_user::{DeviceError, IrqAction};
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Why an interrupt was not sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IrqError {
+    /// The function has no such vector.
+    #[error("vector {vector} does not exist: there are {count}")]
+    NoSuchVector {
+        /// The vector.
+        vector: u16,
+        /// How many there are.
+        count: u16,
+    },
+    /// The write failed, though the descriptor was an eventfd.
+    #[error("the eventfd of vector {vector} did not take a signal: {errno}")]
+    Write {
+        /// The vector.
+        vector: u16,
+        /// The system's error.
+        errno: Errno,
+    },
+}
+
+/// The eventfds of a function's vectors. Any thread may signal while another rewires.
+#[derive(Debug)]
+pub struct IrqTable {
+    slots: Box<[ArcSwapOption<OwnedFd>]>,
+    /// Follows the command register's bus-master bit: without it a function sends no MSIs.
+    enabled: AtomicBool,
+}
+
+impl IrqTable {
+    /// `vectors` vectors, none wired, interrupts off.
+    pub fn new(vectors: u16) -> Self {
+        Self {
+            slots: (0..vectors).map(|_| ArcSwapOption::empty()).collect(),
+            enabled: AtomicBool::new(false),
+        }
+    }
+
+    /// How many vectors there are.
+    pub fn vectors(&self) -> u16 {
+        self.slots.len() as u16
+    }
+
+    /// Signals a vector. `false`: interrupts are off or nobody listens to this vector.
+    ///
+    /// The descriptor is the peer's. It was made non-blocking when it was wired, but the peer can undo
+    /// that and fill the counter, so only a thread that serves this slice alone may call this.
+    pub fn signal(&self, vector: u16) -> Result<bool, IrqError> {
+        let slot = self
+            .slots
+            .get(usize::from(vector))
+            .ok_or(IrqError::NoSuchVector { vector, count: self.vectors() })?;
+        if !self.enabled.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        let fd = slot.load();
+        let Some(fd) = fd.as_ref() else { return Ok(false) };
+        match rustix::io::write(&**fd, &1u64.to_ne_bytes()) {
+            // A full counter is a pending interrupt.
+            Ok(_) | Err(Errno::AGAIN) => Ok(true),
+            Err(errno) => Err(IrqError::Write { vector, errno }),
+        }
+    }
+
+    /// Turns all interrupts on or off.
+    pub(crate) fn set_enabled(&self, on: bool) {
+        self.enabled.store(on, Ordering::Release);
+    }
+
+    /// Forgets every eventfd.
+    pub(crate) fn clear(&self) {
+        self.slots.iter().for_each(|slot| slot.store(None));
+    }
+
+    /// Carries out a `SET_IRQS`.
+    pub(crate) fn set(&self, start: u32, count: u32, action: IrqAction) -> Result<(), DeviceError> {
+        let bad = || {
+            DeviceError::Invalid(format!(
+                "{count} MSI-X vectors from {start}: there are {}",
+                self.slots.len()
+            ))
+        };
+        let end = start.checked_add(count).ok_or_else(bad)?;
+        let slots = self.slots.get(start as usize..end as usize).ok_or_else(bad)?;
+        match action {
+            IrqAction::SetEventFds(fds) => {
+                if fds.len() != slots.len() {
+                    return Err(DeviceError::Invalid(format!(
+                        "{} eventfds for {count} vectors: each vector takes one",
+                        fds.len()
+                    )));
+                }
+                for (slot, fd) in slots.iter().zip(fds) {
+                    set_nonblocking(&fd)?;
+                    slot.store(Some(Arc::new(fd)));
+                }
+            }
+            IrqAction::Clear if count == 0 => self.clear(),
+            IrqAction::Clear => slots.iter().for_each(|slot| slot.store(None)),
+            IrqAction::Trigger => {
+                for vector in start..end {
+                    self.signal(vector as u16).map_err(|e| DeviceError::Invalid(e.to_string()))?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn set_nonblocking(fd: &OwnedFd) -> Result<(), DeviceError> {
+    rustix::fs::fcntl_getfl(fd)
+        .and_then(|flags| rustix::fs::fcntl_setfl(fd, flags | OFlags::NONBLOCK))
+        .map_err(|errno| DeviceError::Invalid(format!("an eventfd's flags cannot be set: {errno}")))
+}
+
+/// The MSI-X table and pending bits as memory.
+#[derive(Debug)]
+pub(crate) struct MsixPages {
+    table: Vec<u8>,
+}
+
+impl MsixPages {
+    pub(crate) fn new(vectors: u16) -> Self {
+        let mut pages = Self { table: vec![0; usize::from(vectors) * msix::ENTRY_SIZE as usize] };
+        pages.reset();
+        pages
+    }
+
+    /// Every vector masked.
+    pub(crate) fn reset(&mut self) {
+        self.table.fill(0);
+        for entry in self.table.chunks_exact_mut(msix::ENTRY_SIZE as usize) {
+            entry[12] = msix::ENTRY_MASKED as u8;
+        }
+    }
+
+    /// Reads the table's page from `offset` in it; the pending bits' page is all zero.
+    pub(crate) fn read_table(&self, offset: u64, out: &mut [u8]) {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.table.len());
+        for (to, from) in out.iter_mut().zip(&self.table[start..]) {
+            *to = *from;
+        }
+    }
+
+    /// Writes the table's page; what lies past the entries is dropped.
+    pub(crate) fn write_table(&mut self, offset: u64, data: &[u8]) {
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(self.table.len());
+        for (to, from) in self.table[start..].iter_mut().zip(data) {
+            *to = *from;
+        }
+    }
+}
