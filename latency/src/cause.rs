@@ -198,12 +198,17 @@ pub fn of_frame(
         return (of_failure(reason), Shares::default());
     }
     let mut shares = Shares::default();
-    if frame.main_jobs().all(|j| j.in_time(start.deadline))
-        && let Some(latch) = frame.late_latch()
+    // Main jobs that run into the late latch's window delay it.
+    let opens = start.deadline.saturating_sub(Nanos(contract.late_latch_ns));
+    if frame.jobs.len() < usize::from(frame.expected)
+        || !frame.main_jobs().all(|j| j.in_time(opens))
+    {
+        main_shares(&mut shares, slice, frame, start, contract, timeline);
+    }
+    if let Some(latch) = frame.late_latch()
+        && !latch.in_time(start.deadline)
     {
         latch_shares(&mut shares, slice, frame, latch, start, contract, timeline);
-    } else {
-        main_shares(&mut shares, slice, frame, start, contract, timeline);
     }
     (shares.largest(), shares)
 }
@@ -275,9 +280,7 @@ fn latch_shares(
     contract: &ContractMeta,
     timeline: &Timeline,
 ) {
-    let deadline = latch.deadline.unwrap_or(start.deadline);
-    let opens = deadline.saturating_sub(Nanos(contract.late_latch_ns));
-    let opens = latch.release.unwrap_or(opens);
+    let opens = start.deadline.saturating_sub(Nanos(contract.late_latch_ns));
     let Some(arrived) = latch.arrived() else { return };
     shares.add(Cause::GuestCpu, arrived.saturating_sub(opens));
     let mediated = latch.mediated.unwrap_or(arrived);

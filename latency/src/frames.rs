@@ -25,7 +25,7 @@ pub struct Job {
     pub granted: Option<Nanos>,
     /// When it was released: its vblank, or the opening of the late-latch window.
     pub release: Option<Nanos>,
-    /// When it was due.
+    /// When it was due, as the scheduler saw it.
     pub deadline: Option<Nanos>,
     /// What the scheduler reckoned it would cost.
     pub predicted: Option<Nanos>,
@@ -48,10 +48,9 @@ impl Job {
         self.submit.or(self.doorbell).or(self.mediated)
     }
 
-    /// Whether it completed by `deadline`, or by its own where it has one.
+    /// Whether it completed by `deadline`.
     pub fn in_time(&self, deadline: Nanos) -> bool {
-        let due = self.deadline.unwrap_or(deadline);
-        self.failed.is_none() && self.done.is_some_and(|done| done <= due)
+        self.failed.is_none() && self.done.is_some_and(|done| done <= deadline)
     }
 }
 
@@ -93,6 +92,10 @@ impl Frame {
     /// When it was released, as the scheduler saw it.
     pub fn release(&self) -> Option<Nanos> {
         self.main_jobs().find_map(|j| j.release)
+    }
+    /// When it was due, as the scheduler saw it.
+    pub fn deadline(&self) -> Option<Nanos> {
+        self.jobs.iter().filter_map(|j| j.deadline).max()
     }
     /// When its first job left the guest.
     pub fn submitted(&self) -> Option<Nanos> {

@@ -3,7 +3,7 @@
 //! A slice whose guest paces itself owes one frame per vblank, so each vblank is a slot, with or without a
 //! frame. Other slices owe what they submitted. The words, per slot:
 //!
-//! * *in budget*: every job, the late latch included, was done by its deadline.
+//! * *in budget*: every job, the late latch included, was done by the frame's deadline.
 //! * *own overrun*: the frame's jobs used more GPU time than the contract's budget or one exceeded the
 //!   longest job, or its first job was submitted later than release plus jitter for no fault of the host.
 //! * *kept*: the guest kept its contract: no own overrun, and no skip of its own making.
@@ -143,7 +143,8 @@ fn place(run: &SliceRun, contract: &ContractMeta, due: &mut Vec<Due>, extra: &mu
                 Some(slot) if slot.frame.is_none() => slot.frame = Some(index),
                 _ => *extra += 1,
             }
-        } else {
+        } else if frame.deadline() != Some(Nanos::MAX) {
+            // Background work without a deadline owes nothing.
             let generation = frame.generation;
             due.push(Due { generation, seq: 0, release, emitted: None, frame: Some(index) });
         }
@@ -185,7 +186,9 @@ impl Ctx<'_> {
         let handled = self.run.first_handled(due.generation, due.seq).map(|(_, at)| at);
         let frame = due.frame.map(|i| &self.run.frames[i]);
         let promised = due.release.saturating_add(Nanos(self.contract.deadline_ns));
-        let deadline = frame.and_then(|f| f.main_jobs().find_map(|j| j.deadline));
+        // A promise is judged by the contract, not by what the scheduler made of it. Work that paces
+        // itself has no grid: there the scheduler's word is the promise.
+        let deadline = frame.filter(|_| !paced).and_then(Frame::deadline);
         let start = Start {
             release: due.release,
             deadline: deadline.unwrap_or(promised),
@@ -222,8 +225,7 @@ impl Ctx<'_> {
         let lateness = frame.submitted().map(|at| start.lateness(contract, at)).unwrap_or_default();
         let own_overrun = excess > Nanos::ZERO || lateness.own > Nanos::ZERO;
         let cause = if in_budget {
-            let last = frame.jobs.iter().filter_map(|j| j.deadline).max();
-            self.shown_late(frame, last.unwrap_or(start.deadline)).then_some(Cause::Present)
+            self.shown_late(frame, start.deadline).then_some(Cause::Present)
         } else {
             let (cause, _) = cause::of_frame(self.slice, frame, start, contract, self.timeline);
             Some(cause)
@@ -244,8 +246,7 @@ impl Ctx<'_> {
 
     fn latch_in_budget(&self, frame: &Frame, deadline: Nanos) -> bool {
         frame.late_latch().is_some_and(|latch| {
-            let due = latch.deadline.unwrap_or(deadline);
-            let opens = due.saturating_sub(Nanos(self.contract.late_latch_ns));
+            let opens = deadline.saturating_sub(Nanos(self.contract.late_latch_ns));
             let opens = opens.saturating_sub(self.gpu_clock_err);
             latch.in_time(deadline) && latch.first_run.is_some_and(|at| at >= opens)
         })

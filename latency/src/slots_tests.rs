@@ -235,6 +235,37 @@ fn a_late_latch_starts_in_its_window_and_ends_by_the_vblank() {
 }
 
 #[test]
+fn main_jobs_may_end_in_the_window_but_answer_for_the_latch() {
+    let contract =
+        ContractMeta { late_latch_ns: 2 * MS, late_latch_budget_ns: MS, ..testkit::contract() };
+    let slot = |latch_start: u64| {
+        let mut stamps = testkit::run(10, &[5]);
+        let mut main = good(5, 0, 2).run(T5 + 8_050 * US, MS);
+        main.deadline = T5 + 8 * MS;
+        stamps.extend(main.stamps());
+        stamps.extend(neighbour(T5 - MS, T5 + 8 * MS, None));
+        let mut latch = good(5, 1, 2).run(latch_start, 500 * US);
+        latch.key.late_latch = true;
+        stamps.extend(latch.stamps());
+        stamps.push(shown(5, 6));
+        judged(stamps, &contract).slots[4]
+    };
+    assert_eq!(outcome(slot(T5 + 9_100 * US)), (true, false, true, None));
+    let late = slot(T5 + 9_600 * US);
+    assert_eq!(outcome(late), (false, false, true, Some(Cause::Neighbour)));
+}
+
+#[test]
+fn background_without_a_deadline_owes_nothing() {
+    let contract = ContractMeta { paced: false, ..testkit::contract() };
+    let mut job = good(5, 0, 1);
+    (job.release, job.deadline) = (0, u64::MAX);
+    let mut stamps = job.stamps();
+    stamps.extend((1..10).flat_map(testkit::vblank));
+    assert_eq!(judged(stamps, &contract).slots, []);
+}
+
+#[test]
 fn slices_that_are_not_paced_owe_what_they_submit() {
     let contract = ContractMeta { paced: false, ..testkit::contract() };
     let slots = judged(testkit::run(10, &[5, 6]), &contract);
