@@ -7,7 +7,7 @@
 //! | 3 mediated | validated | bytes | – | – |
 //! | 4 granted | grant | release (late latch: window opens) | deadline | predicted GPU ns, 0 if none |
 //! | 5 gpu | first run | end of run | GPU busy ns | – |
-//! | 6 fence | completion handled | – | [`Reason`](beamline_abi::Reason), with [`flag::FAILED`] | – |
+//! | 6 fence | completion handled | – | [`Reason`], with [`flag::FAILED`] | – |
 //! | 7 vblank | grid time | vblank sequence | emission | – |
 //! | 8 posted | eventfd written | vblank sequence | – | – |
 //! | 9 guest | guest TSC, [`flag::RAW_TSC`] | vblank sequence | – | – |
