@@ -233,6 +233,7 @@ impl GuestMemory {
     }
 
     /// Adds a mapping. Without a descriptor the range is known but every access to it fails.
+    #[expect(clippy::needless_pass_by_value, reason = "takes the descriptor over and closes it")]
     pub fn map(&self, map: DmaMap) -> Result<(), MemoryError> {
         let (start, size) = (Gpa(map.iova), map.size);
         let end = map
@@ -380,7 +381,8 @@ fn map_sealed(fd: BorrowedFd<'_>, map: &DmaMap) -> Result<Mapping, MemoryError> 
     if !seals.contains(SealFlags::SHRINK) {
         return Err(MemoryError::NotSealed { start });
     }
-    let stat = rustix::fs::fstat(fd).map_err(|errno| MemoryError::System { call: "fstat", errno })?;
+    let stat =
+        rustix::fs::fstat(fd).map_err(|errno| MemoryError::System { call: "fstat", errno })?;
     let have = u64::try_from(stat.st_size).unwrap_or(0);
     let need = map.fd_offset.saturating_add(map.size);
     if need > have {
@@ -392,11 +394,7 @@ fn map_sealed(fd: BorrowedFd<'_>, map: &DmaMap) -> Result<Mapping, MemoryError> 
 
 /// A memfd of `size` bytes that can neither shrink nor grow, with `more` seals that a caller wants before
 /// anybody else sees it.
-pub(crate) fn sealed_memfd(
-    name: &str,
-    size: u64,
-    more: SealFlags,
-) -> Result<OwnedFd, MemoryError> {
+pub(crate) fn sealed_memfd(name: &str, size: u64, more: SealFlags) -> Result<OwnedFd, MemoryError> {
     let system = |call| move |errno| MemoryError::System { call, errno };
     let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
         .map_err(system("memfd_create"))?;

@@ -106,17 +106,18 @@ mod tests {
                 scope.spawn(|| {
                     loop {
                         match gate.enter() {
-                            Ok(_pass) => assert_eq!(
-                                cells[0].load(Ordering::Relaxed),
-                                cells[1].load(Ordering::Relaxed)
-                            ),
+                            Ok(_pass) => {
+                                let first = cells[0].load(Ordering::Relaxed);
+                                std::thread::yield_now();
+                                assert_eq!(first, cells[1].load(Ordering::Relaxed));
+                            }
                             Err(Refused::Paused) => std::thread::yield_now(),
                             Err(Refused::Closed) => break,
                         }
                     }
                 });
             }
-            for n in 0..5000 {
+            for n in 0..1000 {
                 gate.pause();
                 cells[0].store(n, Ordering::Relaxed);
                 cells[1].store(n, Ordering::Relaxed);

@@ -3,6 +3,7 @@
 //! Another process may change this memory at any time, so it is only ever copied, by volatile or atomic
 //! accesses on raw pointers.
 #![allow(unsafe_code)] // mmap, and access through the pointer it returns.
+#![expect(clippy::cast_ptr_alignment, reason = "checked at run time before each access")]
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags};

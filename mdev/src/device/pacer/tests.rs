@@ -161,7 +161,7 @@ fn a_seqlock_reader_never_sees_a_torn_page() {
                 let lock = view.load_u32(0).unwrap();
                 let words: [u64; 10] = std::array::from_fn(|n| view.load_u64(8 + 8 * n).unwrap());
                 std::sync::atomic::fence(Ordering::Acquire);
-                if lock % 2 == 0 && lock == view.load_u32(0).unwrap() {
+                if lock.is_multiple_of(2) && lock == view.load_u32(0).unwrap() {
                     assert_eq!(words, [words[0]; 10]);
                     good += 1;
                 }
@@ -232,7 +232,7 @@ fn a_senseless_producer_is_resynchronised_and_a_reset_empties_the_ring() {
 
 fn at(page: &PageTsc, tsc: u64) -> u64 {
     let ticks = u128::from(tsc.wrapping_sub(page.tsc_ref));
-    page.ns_ref.0 + (ticks * u128::from(page.tsc_mult) >> 32) as u64
+    page.ns_ref.0 + ((ticks * u128::from(page.tsc_mult)) >> 32) as u64
 }
 
 #[test]
@@ -251,7 +251,8 @@ fn the_tsc_map_follows_offset_and_scale() {
                 let host_tsc = host.tsc_ref + ticks;
                 let scaled = (u128::from(host_tsc) * u128::from(guest.scale)) >> 48;
                 let guest_tsc = (scaled as u64).wrapping_add(offset);
-                let want = host.ns_ref.0 + (u128::from(ticks) * u128::from(host.mult) >> 32) as u64;
+                let want =
+                    host.ns_ref.0 + ((u128::from(ticks) * u128::from(host.mult)) >> 32) as u64;
                 let got = at(&page, guest_tsc);
                 // One guest tick of rounding, and one unit in the last place of the factor per tick.
                 let slack = 2 + (ticks >> 31);
