@@ -1,0 +1,532 @@
+//! The host's configuration: TOML read into raw sections, then validated into types.
+
+use beamline_abi::Nanos;
+use beamline_sched::{Class, Contract, Guard, LateLatch, MissAllowance, Period, PolicyKind, Sink};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+
+/// Why a configuration is refused. Every message names the file and the key.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: cannot be read: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not TOML, or has a key that is not known.
+    #[error("{path}: {message}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and what, as the TOML reader says it.
+        message: String,
+    },
+    /// A value is out of range.
+    #[error("{path}: {key}: {problem}")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+}
+
+/// Which backend executes the GPU work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendKind {
+    /// Real rendering through Vulkan.
+    Wgpu,
+    /// Service times without rendering: every result is *modelled*.
+    Model,
+}
+
+/// A validated configuration of one host.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// Folder of the sockets.
+    pub run_dir: PathBuf,
+    /// Who executes the GPU work.
+    pub backend: BackendKind,
+    /// Part of the adapter's name; `None`: the best one.
+    pub adapter: Option<String>,
+    /// Who decides the order.
+    pub policy: PolicyKind,
+    /// Jobs on the GPU at once under a policy that bounds it.
+    pub in_flight: u8,
+    /// GPU time lost when the next job is another slice's, charged by admission.
+    pub switch_cost: Nanos,
+    /// Kept free before a guarded release for the host's own lateness.
+    pub guard_margin: Nanos,
+    /// How long beyond its `max_job` a job may run before its renderer is killed.
+    pub kill_grace: Nanos,
+    /// CPUs of the host's own threads; empty: any.
+    pub host_cpus: Vec<usize>,
+    /// CPUs of the GPU driver's threads; empty: any.
+    pub render_cpus: Vec<usize>,
+    /// Keep each of these CPUs awake with a `SCHED_IDLE` thread: an idle virtual CPU wakes late.
+    pub keep_awake: bool,
+    /// Ask for `SCHED_FIFO` for the dispatcher and the posters.
+    pub realtime: bool,
+    /// Where the stamps go.
+    pub stamps: Option<PathBuf>,
+    /// Folder for each slice's last image, written when the host drains.
+    pub images: Option<PathBuf>,
+    /// The slices, at least one.
+    pub slices: Vec<SliceConfig>,
+}
+
+/// One slice.
+#[derive(Clone, Debug)]
+pub struct SliceConfig {
+    /// Its name: letters, digits, `-` and `_`, unique.
+    pub name: String,
+    /// Scanout width in pixels.
+    pub width: u32,
+    /// Scanout height in pixels.
+    pub height: u32,
+    /// GPU memory in bytes.
+    pub memory: u64,
+    /// What it is promised.
+    pub contract: Contract,
+}
+
+impl HostConfig {
+    /// Longest socket path that `sockaddr_un` takes.
+    const MAX_SOCKET_PATH: usize = 107;
+    /// Most slices of one host.
+    pub const MAX_SLICES: usize = 64;
+
+    /// Reads and validates a file. Relative paths in it start at its folder.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Validates `text` as the content of `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let raw: raw::Host = toml::from_str(text).map_err(|e| ConfigError::Parse {
+            path: path.into(),
+            message: e.to_string().trim_end().to_owned(),
+        })?;
+        Checker { path, dir: path.parent().unwrap_or(Path::new(".")) }.host(raw)
+    }
+
+    /// The socket of a slice's pacer.
+    pub fn pacer_socket(&self, slice: &SliceConfig) -> PathBuf {
+        self.run_dir.join(format!("{}-pacer.sock", slice.name))
+    }
+
+    /// The socket of a slice's vGPU.
+    pub fn gpu_socket(&self, slice: &SliceConfig) -> PathBuf {
+        self.run_dir.join(format!("{}-gpu.sock", slice.name))
+    }
+}
+
+/// Knows where a value came from, for the messages.
+struct Checker<'a> {
+    path: &'a Path,
+    dir: &'a Path,
+}
+
+impl Checker<'_> {
+    fn bad(&self, key: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+        ConfigError::Value { path: self.path.into(), key: key.into(), problem: problem.into() }
+    }
+
+    fn host(&self, raw: raw::Host) -> Result<HostConfig, ConfigError> {
+        let policy = raw.gpu.policy.parse().map_err(|_| {
+            self.bad(
+                "gpu.policy",
+                format!("`{}` is not known; use beamline, fifo or none", raw.gpu.policy),
+            )
+        })?;
+        if !(1..=8).contains(&raw.gpu.in_flight) {
+            return Err(self.bad(
+                "gpu.in_flight",
+                format!("{} is out of range; use 1 to 8", raw.gpu.in_flight),
+            ));
+        }
+        let count = raw.slice.len();
+        if count == 0 || count > HostConfig::MAX_SLICES {
+            return Err(self.bad(
+                "slice",
+                format!(
+                    "there are {count}; a host has 1 to {} [[slice]] sections",
+                    HostConfig::MAX_SLICES
+                ),
+            ));
+        }
+        let mut slices: Vec<SliceConfig> = Vec::with_capacity(count);
+        for (i, s) in raw.slice.into_iter().enumerate() {
+            let slice = self.slice(i, s)?;
+            if slices.iter().any(|other| other.name == slice.name) {
+                return Err(self.bad(
+                    format!("slice[{i}].name"),
+                    format!("`{}` is taken; give each slice its own name", slice.name),
+                ));
+            }
+            slices.push(slice);
+        }
+        let config = HostConfig {
+            run_dir: self.dir.join(raw.run_dir),
+            backend: raw.gpu.backend,
+            adapter: raw.gpu.adapter,
+            policy,
+            in_flight: raw.gpu.in_flight,
+            switch_cost: self.millis("gpu.switch_cost_ms", raw.gpu.switch_cost_ms)?,
+            guard_margin: self.millis("gpu.guard_margin_ms", raw.gpu.guard_margin_ms)?,
+            kill_grace: self.millis("gpu.kill_grace_ms", raw.gpu.kill_grace_ms)?,
+            host_cpus: raw.cpus.host,
+            render_cpus: raw.cpus.render,
+            keep_awake: raw.cpus.keep_awake,
+            realtime: raw.cpus.realtime,
+            stamps: raw.output.stamps.map(|p| self.dir.join(p)),
+            images: raw.output.images.map(|p| self.dir.join(p)),
+            slices,
+        };
+        for slice in &config.slices {
+            let socket = config.pacer_socket(slice);
+            let len = socket.as_os_str().len();
+            if len > HostConfig::MAX_SOCKET_PATH {
+                return Err(self.bad("run_dir", format!("the socket path {} has {len} bytes; the system takes {}: choose a shorter folder", socket.display(), HostConfig::MAX_SOCKET_PATH)));
+            }
+        }
+        Ok(config)
+    }
+
+    fn slice(&self, i: usize, raw: raw::Slice) -> Result<SliceConfig, ConfigError> {
+        let key = |k: &str| format!("slice[{i}].{k}");
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        if raw.name.is_empty() || raw.name.len() > 32 || !raw.name.chars().all(fits) {
+            return Err(self.bad(
+                key("name"),
+                format!("`{}` does not fit; use 1 to 32 letters, digits, `-` or `_`", raw.name),
+            ));
+        }
+        for (k, v) in [("width", raw.width), ("height", raw.height)] {
+            if !(16..=beamline_abi::frame::MAX_IMAGE_SIDE).contains(&v) {
+                return Err(self.bad(
+                    key(k),
+                    format!(
+                        "{v} is out of range; use 16 to {} pixels",
+                        beamline_abi::frame::MAX_IMAGE_SIDE
+                    ),
+                ));
+            }
+        }
+        let memory = parse_size(&raw.memory)
+            .filter(|m| (1 << 20..=1 << 40).contains(m))
+            .ok_or_else(|| {
+                self.bad(
+                    key("memory"),
+                    format!("`{}` is no size from 1M to 1T, such as 64M", raw.memory),
+                )
+            })?;
+        let contract = self.contract(&key("contract"), raw.contract)?;
+        Ok(SliceConfig { name: raw.name, width: raw.width, height: raw.height, memory, contract })
+    }
+
+    fn contract(&self, at: &str, raw: raw::Contract) -> Result<Contract, ConfigError> {
+        let key = |k: &str| format!("{at}.{k}");
+        let period = parse_hz(&raw.refresh_hz).ok_or_else(|| {
+            self.bad(
+                key("refresh_hz"),
+                format!(
+                    "`{}` is no rate from 0.1 to 1000 Hz; write \"90\" or \"60000/1001\"",
+                    raw.refresh_hz
+                ),
+            )
+        })?;
+        let ms = |k: &str, v: f64| self.millis(key(k), v);
+        let late_latch = match raw.late_latch {
+            None => None,
+            Some(l) => Some(LateLatch {
+                window: ms("late_latch.window_ms", l.window_ms)?,
+                budget: ms("late_latch.budget_ms", l.budget_ms)?,
+            }),
+        };
+        let miss = match raw.miss {
+            None => MissAllowance { misses: 0, frames: 1 },
+            Some(m) => m
+                .split_once('/')
+                .and_then(|(m, k)| Some((m.trim().parse().ok()?, k.trim().parse().ok()?)))
+                .filter(|&(m, k): &(u32, u32)| k > 0 && m < k)
+                .map(|(misses, frames)| MissAllowance { misses, frames })
+                .ok_or_else(|| {
+                    self.bad(
+                        key("miss"),
+                        format!("`{m}` is no m-in-k; write \"1/100\" for one miss in 100 frames"),
+                    )
+                })?,
+        };
+        Ok(Contract {
+            period,
+            deadline: match raw.deadline_ms {
+                Some(d) => ms("deadline_ms", d)?,
+                None => period.floor(),
+            },
+            budget: ms("budget_ms", raw.budget_ms)?,
+            max_job: ms("max_job_ms", raw.max_job_ms)?,
+            gap: ms("gap_ms", raw.gap_ms)?,
+            jitter: ms("jitter_ms", raw.jitter_ms)?,
+            sink: match raw.sink {
+                raw::Sink::Virtual => Sink::Virtual,
+                raw::Sink::External => Sink::External,
+            },
+            class: match raw.class {
+                raw::Class::Reserved => Class::Reserved,
+                raw::Class::Elastic => Class::Elastic,
+                raw::Class::Background => Class::Background,
+            },
+            miss,
+            late_latch,
+            guard: match raw.guard {
+                raw::Guard::Deadline => Guard::Deadline,
+                raw::Guard::Release => Guard::Release,
+            },
+            depth: raw.depth,
+            weight: raw.weight,
+        })
+    }
+
+    fn millis(&self, key: impl Into<String>, ms: f64) -> Result<Nanos, ConfigError> {
+        if ms.is_finite() && (0.0..=10_000.0).contains(&ms) {
+            Ok(Nanos((ms * 1e6).round() as u64))
+        } else {
+            Err(self.bad(key, format!("{ms} is out of range; use 0 to 10000 milliseconds")))
+        }
+    }
+}
+
+/// `90` or `60000/1001`.
+fn parse_hz(text: &str) -> Option<Period> {
+    let (num, den) = text.split_once('/').unwrap_or((text, "1"));
+    Period::from_hz(num.trim().parse().ok().filter(|&n| n > 0)?, den.trim().parse().ok()?)
+}
+
+/// `64M`, `1G`, `4096`.
+fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    let (digits, shift) = match text.as_bytes().last()? {
+        b'K' => (&text[..text.len() - 1], 10),
+        b'M' => (&text[..text.len() - 1], 20),
+        b'G' => (&text[..text.len() - 1], 30),
+        b'T' => (&text[..text.len() - 1], 40),
+        _ => (text, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
+}
+
+/// The file as it is written. Unknown keys are refused.
+mod raw {
+    use super::BackendKind;
+    use serde::Deserialize;
+    use std::path::PathBuf;
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Host {
+        pub(super) run_dir: PathBuf,
+        pub(super) gpu: Gpu,
+        #[serde(default)]
+        pub(super) cpus: Cpus,
+        #[serde(default)]
+        pub(super) output: Output,
+        pub(super) slice: Vec<Slice>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Gpu {
+        pub(super) backend: BackendKind,
+        pub(super) adapter: Option<String>,
+        #[serde(default = "beamline")]
+        pub(super) policy: String,
+        #[serde(default = "one")]
+        pub(super) in_flight: u8,
+        #[serde(default = "switch")]
+        pub(super) switch_cost_ms: f64,
+        #[serde(default = "margin")]
+        pub(super) guard_margin_ms: f64,
+        #[serde(default = "twenty")]
+        pub(super) kill_grace_ms: f64,
+    }
+
+    #[derive(Default, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub(super) struct Cpus {
+        pub(super) host: Vec<usize>,
+        pub(super) render: Vec<usize>,
+        pub(super) keep_awake: bool,
+        pub(super) realtime: bool,
+    }
+
+    #[derive(Default, Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    pub(super) struct Output {
+        pub(super) stamps: Option<PathBuf>,
+        pub(super) images: Option<PathBuf>,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Slice {
+        pub(super) name: String,
+        pub(super) width: u32,
+        pub(super) height: u32,
+        #[serde(default = "memory")]
+        pub(super) memory: String,
+        pub(super) contract: Contract,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct Contract {
+        pub(super) refresh_hz: String,
+        pub(super) class: Class,
+        pub(super) budget_ms: f64,
+        pub(super) max_job_ms: f64,
+        #[serde(default)]
+        pub(super) deadline_ms: Option<f64>,
+        #[serde(default)]
+        pub(super) gap_ms: f64,
+        #[serde(default = "jitter")]
+        pub(super) jitter_ms: f64,
+        #[serde(default)]
+        pub(super) sink: Sink,
+        #[serde(default)]
+        pub(super) guard: Guard,
+        pub(super) miss: Option<String>,
+        pub(super) late_latch: Option<LateLatch>,
+        #[serde(default = "two")]
+        pub(super) depth: u8,
+        #[serde(default = "hundred")]
+        pub(super) weight: u16,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    pub(super) struct LateLatch {
+        pub(super) window_ms: f64,
+        pub(super) budget_ms: f64,
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub(super) enum Class {
+        Reserved,
+        Elastic,
+        Background,
+    }
+
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub(super) enum Sink {
+        #[default]
+        Virtual,
+        External,
+    }
+
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    pub(super) enum Guard {
+        Deadline,
+        #[default]
+        Release,
+    }
+
+    fn beamline() -> String {
+        "beamline".into()
+    }
+    fn memory() -> String {
+        "64M".into()
+    }
+    const fn one() -> u8 {
+        1
+    }
+    const fn two() -> u8 {
+        2
+    }
+    const fn hundred() -> u16 {
+        100
+    }
+    const fn jitter() -> f64 {
+        1.0
+    }
+    const fn switch() -> f64 {
+        0.1
+    }
+    const fn margin() -> f64 {
+        0.15
+    }
+    const fn twenty() -> f64 {
+        20.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+run_dir = "run"
+[gpu]
+backend = "model"
+[[slice]]
+name = "vr"
+width = 512
+height = 288
+[slice.contract]
+refresh_hz = "90"
+class = "reserved"
+budget_ms = 2.2
+max_job_ms = 3.0
+late_latch = { window_ms = 1.2, budget_ms = 0.6 }
+"#;
+
+    fn parse(text: &str) -> Result<HostConfig, ConfigError> {
+        HostConfig::parse(text, Path::new("conf/host.toml"))
+    }
+
+    #[test]
+    fn reads_a_good_file() {
+        let c = parse(GOOD).unwrap();
+        assert_eq!(c.run_dir, Path::new("conf/run"));
+        assert_eq!(c.slices[0].contract.budget, Nanos(2_200_000));
+        assert_eq!(c.slices[0].contract.deadline, Nanos(11_111_111));
+        assert_eq!(c.slices[0].memory, 64 << 20);
+    }
+
+    #[test]
+    fn says_what_is_wrong_and_where() {
+        let cases = [
+            (
+                GOOD.replace("refresh_hz = \"90\"", "refresh_hz = \"fast\""),
+                "slice[0].contract.refresh_hz",
+            ),
+            (GOOD.replace("width = 512", "width = 1"), "slice[0].width"),
+            (GOOD.replace("budget_ms = 2.2", "budget_ms = -1.0"), "slice[0].contract.budget_ms"),
+            (GOOD.replace("budget_ms = 2.2", "budget_ms = nan"), "slice[0].contract.budget_ms"),
+            (GOOD.replace("budget_ms = 2.2", "bugdet_ms = 2.2"), "bugdet_ms"),
+            (GOOD.replace("name = \"vr\"", "name = \"../vr\""), "slice[0].name"),
+            (
+                GOOD.replace("backend = \"model\"", "backend = \"model\"\npolicy = \"magic\""),
+                "gpu.policy",
+            ),
+            (format!("{GOOD}{}", &GOOD[GOOD.find("[[slice]]").unwrap()..]), "slice[1].name"),
+            (GOOD.replace("backend = \"model\"", "backend = \"cuda\""), "cuda"),
+        ];
+        for (text, want) in cases {
+            let message = parse(&text).unwrap_err().to_string();
+            assert!(message.contains(want), "{message} does not name {want}");
+            assert!(message.starts_with("conf/host.toml: "), "{message}");
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The threads of one slice: two servers, a worker and a poster, and what joins them.
+
+use super::collect::RING as STAMPS;
+use super::threads::{Placement, Role};
+use super::{HostError, system};
+use crate::backend::SliceLimits;
+use crate::config::{HostConfig, SliceConfig};
+use crate::device::eventfd::EventFd;
+use crate::device::pacer::{HostTsc, Pacer, PacerConfig, PacerShared};
+use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
+use crate::mediate::dispatcher::{SliceCounters, SliceLink};
+use crate::mediate::message::RING;
+use crate::mediate::poster::{Poster, PosterParts};
+use crate::mediate::worker::{Worker, WorkerParts};
+use crate::vblank::Grid;
+use beamline_abi::virtio_gpu::CONTROL_QUEUE;
+use beamline_abi::{Generation, Nanos, SliceId};
+use beamline_latency::clock::{Clock, GuestTsc, TscMap};
+use beamline_latency::recorder::Recorder;
+use beamline_latency::stamp::SliceIndex;
+use beamline_vfio_user::Device;
+use beamline_vfio_user::server::{Listener, Stop};
+use rtrb::RingBuffer;
+use rustix::event::{PollFd, PollFlags, poll};
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// Resource IDs of one context.
+const MAX_RESOURCES: u32 = 1024;
+
+/// What a slice is made from.
+pub(super) struct Parts<'a> {
+    pub(super) config: &'a HostConfig,
+    pub(super) slice: &'a SliceConfig,
+    pub(super) index: u16,
+    pub(super) phase: Nanos,
+    /// Vblank 0 of the host's grid.
+    pub(super) origin: Nanos,
+    pub(super) clock: &'a Arc<dyn Clock>,
+    pub(super) tsc: TscMap,
+    pub(super) placement: &'a Placement,
+    /// Wakes the dispatcher.
+    pub(super) dispatcher: &'a EventFd,
+    pub(super) recorder: &'a dyn Fn(usize) -> Recorder,
+}
+
+/// The threads of one slice. Dropping it ends them.
+pub(super) struct SliceServer {
+    stop: Stop,
+    threads: Vec<JoinHandle<()>>,
+    pacer: Arc<PacerShared>,
+}
+
+impl SliceServer {
+    /// How the guest's TSC runs, as its VMM said.
+    pub(super) fn guest_tsc(&self) -> Option<GuestTsc> {
+        self.pacer.guest_tsc().map(|g| GuestTsc { offset: g.offset, scale: g.scale })
+    }
+
+    /// Ends the threads and removes the sockets.
+    pub(super) fn stop(&mut self) {
+        self.stop.stop();
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so; the others still end.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for SliceServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Makes a slice's functions, starts its threads, and answers what the dispatcher needs of it.
+pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostError> {
+    let name = &parts.slice.name;
+    let device = |problem: String| HostError::Device { slice: name.clone(), problem };
+    let eventfd = || EventFd::new().map_err(|e| system("make an eventfd")(e.into()));
+    let slice_id = new_slice_id().map_err(system("make a slice ID"))?;
+    let clock = Arc::clone(parts.clock);
+    let pacer_config = PacerConfig {
+        slice: slice_id,
+        generation: Generation(0),
+        now: Arc::new(move || clock.now()),
+    };
+    let (pacer, pacer_handle) = Pacer::new(pacer_config).map_err(|e| device(e.to_string()))?;
+    let (gpu, gpu_handle) =
+        VirtioGpu::new(GpuConfig { contexts: true }).map_err(|e| device(e.to_string()))?;
+    let shared = Arc::clone(pacer_handle.shared());
+
+    let limits = SliceLimits { memory: parts.slice.memory, max_resources: MAX_RESOURCES };
+    let (work_in, work) = RingBuffer::new(RING);
+    let (recycle, recycle_out) = RingBuffer::new(RING);
+    let (post, posts) = RingBuffer::new(RING);
+    // A queue may hold more requests that need no GPU than submissions may be on their way.
+    let (answers_in, answers) = RingBuffer::new(4 * RING);
+    let poster_wake = eventfd()?;
+    let counters = Arc::new(SliceCounters::default());
+    let link = SliceLink {
+        contract: parts.slice.contract,
+        grid: Grid::new(
+            parts.origin.saturating_add(parts.phase),
+            parts.slice.contract.period,
+            parts.origin,
+        ),
+        limits,
+        memory: Arc::clone(gpu_handle.memory()),
+        work,
+        recycle,
+        post,
+        poster: poster_wake.clone(),
+        counters: Arc::clone(&counters),
+    };
+    let worker = Worker::new(WorkerParts {
+        index: SliceIndex(parts.index),
+        device: gpu_handle.clone(),
+        pacer: Arc::clone(&shared),
+        limits,
+        work: work_in,
+        recycle: recycle_out,
+        answers: answers_in,
+        dispatcher: parts.dispatcher.clone(),
+        poster: poster_wake.clone(),
+        counters,
+        recorder: (parts.recorder)(STAMPS),
+    });
+    let poster = Poster::new(PosterParts {
+        index: SliceIndex(parts.index),
+        slice: slice_id,
+        contract: parts.slice.contract,
+        phase: parts.phase,
+        display: (parts.slice.width, parts.slice.height),
+        limits,
+        pacer: pacer_handle,
+        posts,
+        answers,
+        tsc: host_tsc(parts.tsc),
+        clock: Arc::clone(parts.clock),
+        recorder: (parts.recorder)(STAMPS),
+    });
+    let server = start_threads(parts, pacer, gpu, worker, poster, poster_wake, shared)?;
+    Ok((server, link))
+}
+
+fn start_threads(
+    parts: &Parts<'_>,
+    pacer: Pacer,
+    gpu: VirtioGpu,
+    worker: Worker,
+    poster: Poster,
+    poster_wake: EventFd,
+    shared: Arc<PacerShared>,
+) -> Result<SliceServer, HostError> {
+    let name = &parts.slice.name;
+    let stop = Stop::new().map_err(system("make a stop handle"))?;
+    let mut server = SliceServer { stop: stop.clone(), threads: Vec::new(), pacer: shared };
+    let mut spawn = |kind: &str, role, body: Box<dyn FnOnce() + Send>| {
+        let thread = parts.placement.spawn(&format!("{kind}-{name}"), role, body);
+        thread.map(|t| server.threads.push(t)).map_err(system("start a slice's thread"))
+    };
+    let clock = Arc::clone(parts.clock);
+    let worker_stop = stop.clone();
+    spawn("work", Role::Worker, Box::new(move || run_worker(worker, &*clock, &worker_stop)))?;
+    let poster_stop = stop.clone();
+    spawn("post", Role::Poster, Box::new(move || run_poster(poster, &poster_wake, &poster_stop)))?;
+    let listen = |path: &Path| {
+        Listener::bind(path).map_err(|source| HostError::Listen { slice: name.clone(), source })
+    };
+    let pacer_listener = listen(&parts.config.pacer_socket(parts.slice))?;
+    let gpu_listener = listen(&parts.config.gpu_socket(parts.slice))?;
+    let pacer_stop = stop.clone();
+    spawn(
+        "pacer",
+        Role::Server,
+        Box::new(move || run_server(&pacer_listener, pacer, &pacer_stop)),
+    )?;
+    spawn("vgpu", Role::Server, Box::new(move || run_server(&gpu_listener, gpu, &stop)))?;
+    Ok(server)
+}
+
+fn run_server(listener: &Listener, mut device: impl Device, stop: &Stop) {
+    if let Err(error) = listener.serve(&mut device, stop) {
+        tracing::warn!(socket = %listener.path().display(), %error, "the socket is not served any more");
+    }
+    device.disconnected();
+}
+
+fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
+    let device: GpuHandle = worker.device().clone();
+    let Some(kick) = device.kick(CONTROL_QUEUE) else { return };
+    loop {
+        while worker.step(clock.now()) {}
+        let mut fds = [readable(kick), readable(device.wake()), readable(stop)];
+        if wait(&mut fds) {
+            return;
+        }
+    }
+}
+
+fn run_poster(mut poster: Poster, wake: &EventFd, stop: &Stop) {
+    loop {
+        wake.take();
+        poster.step();
+        let mut fds = [readable(wake), readable(stop)];
+        if wait(&mut fds) {
+            return;
+        }
+    }
+}
+
+fn readable<T: std::os::fd::AsFd>(fd: &T) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::IN)
+}
+
+/// Waits for any of `fds`; `true` where the last one, the stop handle, is readable.
+fn wait(fds: &mut [PollFd<'_>]) -> bool {
+    match poll(fds, None) {
+        Ok(_) => fds.last().is_none_or(|stop| !stop.revents().is_empty()),
+        Err(rustix::io::Errno::INTR) => false,
+        Err(error) => {
+            tracing::error!(%error, "a slice's thread cannot wait");
+            true
+        }
+    }
+}
+
+/// Random, so that a slice of one host is never taken for one of another.
+fn new_slice_id() -> io::Result<SliceId> {
+    let mut id = [0; 16];
+    let n = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
+    if n == id.len() { Ok(SliceId(id)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+fn host_tsc(map: TscMap) -> Option<HostTsc> {
+    Some(HostTsc {
+        tsc_ref: map.tsc_ref,
+        ns_ref: Nanos(map.ns_ref),
+        mult: map.mult,
+        error: u32::try_from(map.err_ns).ok()?,
+    })
+}

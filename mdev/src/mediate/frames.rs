@@ -1,0 +1,170 @@
+//! Stage 4, schedule: which vblank a frame belongs to, and which frame a vblank shows.
+
+use beamline_abi::{FrameId, JobIndex, Reason};
+
+/// Frames of one slice that may be unfinished at once.
+pub const MAX_TRACKED: usize = 8;
+
+/// A frame between its first job and its vblank.
+#[derive(Clone, Copy, Debug)]
+struct Tracked {
+    frame: FrameId,
+    slot: u64,
+    jobs: u16,
+    /// Bit per job that was placed.
+    seen: u16,
+    done: u16,
+    failed: bool,
+    presents: bool,
+}
+
+impl Tracked {
+    fn complete(&self) -> bool {
+        self.done == self.jobs
+    }
+}
+
+/// The unfinished frames of one slice.
+#[derive(Clone, Debug, Default)]
+pub struct Frames {
+    tracked: [Option<Tracked>; MAX_TRACKED],
+    newest: FrameId,
+    last_slot: Option<u64>,
+}
+
+/// A frame to be shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Which.
+    pub frame: FrameId,
+    /// The vblank that started it.
+    pub slot: u64,
+}
+
+impl Frames {
+    /// Gives a job its vblank. `current` is the latest vblank; the first job of a frame takes the first
+    /// vblank from there that no earlier frame has, at most `depth` ahead. With `shared` several frames
+    /// may have one vblank (background work paces itself).
+    pub fn place(
+        &mut self,
+        frame: FrameId,
+        job: JobIndex,
+        jobs: u16,
+        presents: bool,
+        current: u64,
+        depth: u8,
+        shared: bool,
+    ) -> Result<u64, Reason> {
+        let bit = 1u16.checked_shl(u32::from(job.0)).ok_or(Reason::Malformed)?;
+        if let Some(t) = self.tracked.iter_mut().flatten().find(|t| t.frame == frame) {
+            if t.jobs != jobs || t.seen & bit != 0 {
+                return Err(Reason::Malformed);
+            }
+            t.seen |= bit;
+            t.presents |= presents;
+            return Ok(t.slot);
+        }
+        if frame <= self.newest {
+            return Err(Reason::StaleFrame);
+        }
+        let slot = match self.last_slot {
+            Some(last) if !shared => current.max(last + 1),
+            _ => current,
+        };
+        if slot > current + u64::from(depth) {
+            return Err(Reason::Quota);
+        }
+        let free = self.tracked.iter_mut().find(|t| t.is_none()).ok_or(Reason::Quota)?;
+        *free = Some(Tracked { frame, slot, jobs, seen: bit, done: 0, failed: false, presents });
+        self.newest = frame;
+        self.last_slot = Some(slot);
+        Ok(slot)
+    }
+
+    /// A job of the frame is over. A frame with a failed job is never shown.
+    pub fn job_done(&mut self, frame: FrameId, ok: bool) {
+        for entry in &mut self.tracked {
+            if let Some(t) = entry
+                && t.frame == frame
+            {
+                t.done += 1;
+                t.failed |= !ok;
+                if t.complete() && (t.failed || !t.presents) {
+                    *entry = None;
+                }
+                return;
+            }
+        }
+    }
+
+    /// At a vblank: takes the newest complete frame, and forgets those that it overtakes.
+    pub fn show(&mut self) -> Option<Shown> {
+        let newest =
+            self.tracked.iter().flatten().filter(|t| t.complete()).max_by_key(|t| t.frame)?;
+        let shown = Shown { frame: newest.frame, slot: newest.slot };
+        for entry in &mut self.tracked {
+            if entry.is_some_and(|t| t.complete() && t.frame <= shown.frame) {
+                *entry = None;
+            }
+        }
+        Some(shown)
+    }
+
+    /// Forgets everything: a new life of the slice.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(f: &mut Frames, frame: u64, job: u16, current: u64) -> Result<u64, Reason> {
+        f.place(FrameId(frame), JobIndex(job), 2, job == 1, current, 2, false)
+    }
+
+    #[test]
+    fn frames_take_vblanks_in_order_and_ahead_within_depth() {
+        let mut f = Frames::default();
+        assert_eq!(place(&mut f, 1, 0, 10), Ok(10));
+        assert_eq!(place(&mut f, 1, 1, 10), Ok(10));
+        assert_eq!(place(&mut f, 2, 0, 10), Ok(11));
+        assert_eq!(place(&mut f, 3, 0, 10), Ok(12));
+        assert_eq!(place(&mut f, 4, 0, 10), Err(Reason::Quota));
+        assert_eq!(place(&mut f, 4, 0, 20), Ok(20), "late frames take the current vblank");
+    }
+
+    #[test]
+    fn a_job_twice_a_changed_count_and_an_old_frame_are_refused() {
+        let mut f = Frames::default();
+        place(&mut f, 5, 0, 1).unwrap();
+        assert_eq!(place(&mut f, 5, 0, 1), Err(Reason::Malformed));
+        assert_eq!(f.place(FrameId(5), JobIndex(1), 3, false, 1, 2, false), Err(Reason::Malformed));
+        assert_eq!(place(&mut f, 4, 0, 1), Err(Reason::StaleFrame));
+    }
+
+    #[test]
+    fn the_newest_complete_frame_is_shown_once() {
+        let mut f = Frames::default();
+        for frame in 1..=2 {
+            for job in 0..2 {
+                place(&mut f, frame, job, frame).unwrap();
+                f.job_done(FrameId(frame), true);
+            }
+        }
+        assert_eq!(f.show(), Some(Shown { frame: FrameId(2), slot: 2 }));
+        assert_eq!(f.show(), None);
+    }
+
+    #[test]
+    fn a_failed_frame_is_never_shown() {
+        let mut f = Frames::default();
+        for job in 0..2 {
+            place(&mut f, 1, job, 1).unwrap();
+            f.job_done(FrameId(1), job == 0);
+        }
+        assert_eq!(f.show(), None);
+        assert!(f.tracked.iter().all(Option::is_none));
+    }
+}

@@ -1,0 +1,22 @@
+//! Mediation: what a guest submits is copied once, validated, scheduled, run, and answered.
+//!
+//! | file | thread | stage |
+//! |---|---|---|
+//! | [`worker`] | one per slice | 2, 3: takes chains from the control queue, decodes, validates |
+//! | [`job`], [`resources`] | – | what a checked submission is |
+//! | [`dispatcher`], [`frames`] | one per GPU | 4 to 7: owns the scheduler, the backend and the vblanks |
+//! | [`fence`] | – | 6: how unfinished work is answered |
+//! | [`poster`] | one per slice | 8: writes used rings, the timing page and interrupts |
+//! | [`message`] | – | what they hand to each other |
+
+pub mod dispatcher;
+pub mod fence;
+pub mod frames;
+pub mod job;
+pub mod message;
+pub mod poster;
+pub mod resources;
+pub mod worker;
+
+#[cfg(test)]
+mod tests;

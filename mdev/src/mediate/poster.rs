@@ -1,0 +1,209 @@
+//! Stage 8, posted interrupt: from the dispatcher to eventfd → irqfd → guest. One per slice.
+//!
+//! Whatever a peer can make slow is touched here and nowhere else: its interrupt eventfds. A poster that
+//! is held up delays its own slice alone. [`Poster::step`] takes what the dispatcher and the worker posted,
+//! writes used rings and the timing page, signals, and then reads the guest's markers (stages 1 and 9).
+
+use super::fence;
+use super::message::{Answered, Pending, Post, Short};
+use crate::backend::SliceLimits;
+use crate::device::pacer::{HostTsc, PacerHandle, SliceState};
+use crate::device::virtio::gpu::Answer;
+use crate::device::virtio::queue::{QueueError, UsedWriter};
+use beamline_abi::frame::{FrameCapset, MAX_SUBMIT_BYTES, VERSION};
+use beamline_abi::pacer::{MarkerKind, TimingPage, vector};
+use beamline_abi::{FrameId, Generation, Nanos, Reason, SliceId};
+use beamline_latency::clock::Clock;
+use beamline_latency::recorder::Recorder;
+use beamline_latency::stamp::{JobKey, SliceIndex, Stamp};
+use beamline_sched::{Contract, Vblank};
+use rtrb::Consumer;
+use std::sync::Arc;
+
+/// What a poster is made of.
+pub struct PosterParts {
+    /// The slice's place among the host's slices.
+    pub index: SliceIndex,
+    /// The slice.
+    pub slice: SliceId,
+    /// What it is promised.
+    pub contract: Contract,
+    /// Offset of its vblanks from the host's grid.
+    pub phase: Nanos,
+    /// Scanout size in pixels.
+    pub display: (u32, u32),
+    /// What its context may use.
+    pub limits: SliceLimits,
+    /// Timing page, vblank vector, markers.
+    pub pacer: PacerHandle,
+    /// From the dispatcher.
+    pub posts: Consumer<Post>,
+    /// From the worker.
+    pub answers: Consumer<Answered>,
+    /// This host's TSC on host time.
+    pub tsc: Option<HostTsc>,
+    /// Host time.
+    pub clock: Arc<dyn Clock>,
+    /// Stamps of stages 1, 8 and 9.
+    pub recorder: Recorder,
+}
+
+/// Answers one slice's guest.
+pub struct Poster {
+    parts: PosterParts,
+    page: TimingPage,
+    queue: Option<(UsedWriter, u64)>,
+    generation: Generation,
+    /// Answers were written that the guest wants an interrupt for.
+    interrupt: bool,
+}
+
+impl Poster {
+    /// A poster whose guest has not come yet.
+    pub fn new(parts: PosterParts) -> Self {
+        let contract = &parts.contract;
+        let page = TimingPage {
+            period_num: contract.period.num(),
+            period_den: contract.period.den(),
+            budget: contract.budget,
+            phase: parts.phase,
+            late_latch: contract.late_latch.map_or(Nanos::ZERO, |l| l.window),
+            ..TimingPage::default()
+        };
+        Self { parts, page, queue: None, generation: Generation(0), interrupt: false }
+    }
+
+    /// The pacer, whose wake-up the poster's thread waits for.
+    pub fn pacer(&self) -> &PacerHandle {
+        &self.parts.pacer
+    }
+
+    /// Takes what has been posted.
+    pub fn step(&mut self) {
+        // Counted first: the queue that a completion belongs to was announced before it.
+        let posted = self.parts.posts.slots();
+        while let Ok(answered) = self.parts.answers.pop() {
+            match answered {
+                Answered::Queue { used, epoch } => self.queue = Some((used, epoch)),
+                Answered::Request { pending, answer } => self.say(&pending, answer),
+            }
+        }
+        for _ in 0..posted {
+            let Ok(post) = self.parts.posts.pop() else { break };
+            match post {
+                Post::Complete { pending, result } => {
+                    if let Err(reason) = result {
+                        self.parts.pacer.shared().set_reason(reason);
+                    }
+                    self.say(&pending, Short::Plain(fence::outcome(result)));
+                }
+                Post::Vblank { vblank, presented, generation } => {
+                    self.flush();
+                    self.vblank(vblank, presented, generation);
+                }
+                Post::Lost(reason) => self.lost(reason),
+            }
+        }
+        self.flush();
+    }
+
+    fn say(&mut self, pending: &Pending, answer: Short) {
+        let Some((queue, epoch)) = &mut self.queue else { return };
+        if *epoch != pending.epoch {
+            return;
+        }
+        let fence = &pending.fence;
+        let answer = match answer {
+            Short::Plain(type_) => Answer::plain(fence, type_),
+            Short::DisplayInfo => {
+                Answer::display_info(fence, self.parts.display.0, self.parts.display.1)
+            }
+            Short::CapsetInfo => Answer::capset_info(fence),
+            Short::Capset(generation) => Answer::capset(fence, &capset(&self.parts, generation)),
+        };
+        match queue.complete(&pending.reply, answer.as_bytes()) {
+            Ok(wanted) => self.interrupt |= wanted,
+            // Bus mastering is off: the driver has taken its memory away before its answers came.
+            Err(QueueError::Paused) => {}
+            Err(QueueError::Closed) => self.queue = None,
+            Err(error) => {
+                tracing::warn!(slice = self.parts.index.0, %error, "the guest's used ring is out of reach");
+                self.queue = None;
+            }
+        }
+    }
+
+    /// One interrupt for all answers since the last.
+    fn flush(&mut self) {
+        if std::mem::take(&mut self.interrupt)
+            && let Some((queue, _)) = &self.queue
+        {
+            // A peer whose eventfd cannot be written has itself to blame; its guest polls or hangs.
+            let _ = queue.interrupt();
+        }
+    }
+
+    fn vblank(&mut self, vblank: Vblank, presented: Option<FrameId>, generation: Generation) {
+        self.generation = generation;
+        if self.parts.pacer.vblank_enabled() {
+            self.page.vblank_seq = vblank.seq;
+            self.page.vblank_time = vblank.time;
+            self.page.next_vblank = vblank.next;
+            self.page.deadline = vblank.time.saturating_add(self.parts.contract.deadline);
+            if let Some(frame) = presented {
+                self.page.presented = frame;
+            }
+            self.parts.pacer.shared().fill_tsc(&mut self.page, self.parts.tsc.as_ref());
+            self.parts.pacer.publish(&self.page);
+            let frame = presented.unwrap_or(FrameId::NONE);
+            let at = self.parts.clock.now();
+            if self.parts.pacer.signal(vector::VBLANK) == Ok(true) {
+                let stamp = Stamp::posted(self.parts.index, generation, frame, vblank.seq, at);
+                self.parts.recorder.record(stamp);
+            }
+        }
+        self.markers();
+    }
+
+    /// What the guest stamped since the last vblank.
+    fn markers(&mut self) {
+        let PosterParts { index, pacer, recorder, .. } = &mut self.parts;
+        let generation = self.generation;
+        pacer.markers().drain(|kind, marker| {
+            recorder.record(match kind {
+                MarkerKind::Submit => {
+                    let key = JobKey {
+                        slice: *index,
+                        generation,
+                        frame: FrameId(marker.id),
+                        job: marker.job,
+                        ..JobKey::default()
+                    };
+                    Stamp::submit(key, marker.tsc)
+                }
+                MarkerKind::Vblank => Stamp::guest(*index, generation, marker.id, marker.tsc),
+            });
+        });
+    }
+
+    fn lost(&mut self, reason: Reason) {
+        let shared = self.parts.pacer.shared();
+        shared.set_reason(reason);
+        shared.set_state(SliceState::Lost);
+        // The guest looks at STATUS; where nobody listens it will see it later.
+        let _ = self.parts.pacer.signal(vector::CONTRACT);
+    }
+}
+
+fn capset(parts: &PosterParts, generation: Generation) -> FrameCapset {
+    FrameCapset {
+        version: VERSION.into(),
+        max_resources: parts.limits.max_resources,
+        memory: parts.limits.memory,
+        max_queued_jobs: super::message::MAX_QUEUED as u32,
+        max_submit_bytes: MAX_SUBMIT_BYTES as u32,
+        slice_id: parts.slice.0,
+        generation: generation.0,
+        reserved: 0,
+    }
+}

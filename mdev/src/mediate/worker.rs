@@ -1,0 +1,319 @@
+//! Stages 2 and 3, doorbell and mediation: from device/virtio to mediate/dispatcher. One per slice.
+//!
+//! [`Worker::step`] takes what the guest put into the control queue, copies each request once, answers
+//! what needs no GPU, and hands checked submissions to the dispatcher. It never waits for either side.
+
+use super::dispatcher::SliceCounters;
+use super::fence;
+use super::job::{Job, Rejected};
+use super::message::{Answered, MAX_QUEUED, Pending, Short, Work};
+use super::resources::Resources;
+use crate::backend::SliceLimits;
+use crate::device::eventfd::EventFd;
+use crate::device::pacer::{PacerShared, SliceState};
+use crate::device::virtio::gpu::{self, Fence, GpuHandle, REQUEST_HEAD, Request, SUBMIT_PAYLOAD};
+use crate::device::virtio::queue::{AvailReader, Chain, QueueError};
+use beamline_abi::frame::{CAPSET_ID, MAX_SUBMIT_BYTES, SubmitHeader, SubmitKind, submit_flag};
+use beamline_abi::virtio_gpu::{CONTROL_QUEUE, cmd};
+use beamline_abi::{Generation, Nanos, Reason};
+use beamline_latency::recorder::Recorder;
+use beamline_latency::stamp::{JobKey, SliceIndex, Stamp};
+use rtrb::{Consumer, Producer};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Chains that one step takes at most, so that a flood leaves the thread's other duties their turn.
+const BURST: usize = 64;
+
+/// What a worker is made of.
+pub struct WorkerParts {
+    /// The slice's place among the host's slices.
+    pub index: SliceIndex,
+    /// The vGPU's queues and memory.
+    pub device: GpuHandle,
+    /// Where refusals are shown to the guest.
+    pub pacer: Arc<PacerShared>,
+    /// What its context may use.
+    pub limits: SliceLimits,
+    /// To the dispatcher.
+    pub work: Producer<Work>,
+    /// Used buffers, from the dispatcher.
+    pub recycle: Consumer<Vec<u8>>,
+    /// To the poster.
+    pub answers: Producer<Answered>,
+    /// Wakes the dispatcher.
+    pub dispatcher: EventFd,
+    /// Wakes the poster.
+    pub poster: EventFd,
+    /// What the slice has done.
+    pub counters: Arc<SliceCounters>,
+    /// Stamps of stages 2 and 3.
+    pub recorder: Recorder,
+}
+
+/// Decodes and validates one slice's requests.
+pub struct Worker {
+    parts: WorkerParts,
+    queue: Option<AvailReader>,
+    epoch: u64,
+    generation: Generation,
+    /// The guest's ID of the frame context.
+    context: Option<u32>,
+    resources: Resources,
+    worked: bool,
+    answered: bool,
+}
+
+impl Worker {
+    /// A worker whose guest has not come yet.
+    pub fn new(parts: WorkerParts) -> Self {
+        let resources = Resources::new(parts.limits.max_resources, parts.limits.memory);
+        Self {
+            parts,
+            queue: None,
+            epoch: 0,
+            generation: Generation(0),
+            context: None,
+            resources,
+            worked: false,
+            answered: false,
+        }
+    }
+
+    /// The device whose doorbell and wake-up the worker's thread waits for.
+    pub fn device(&self) -> &GpuHandle {
+        &self.parts.device
+    }
+
+    /// Takes what has come. `true`: there is more, so step again before waiting.
+    pub fn step(&mut self, now: Nanos) -> bool {
+        self.follow_device();
+        let more = self.take_chains(now);
+        if std::mem::take(&mut self.worked) {
+            self.parts.dispatcher.signal();
+        }
+        if std::mem::take(&mut self.answered) {
+            self.parts.poster.signal();
+        }
+        more
+    }
+
+    /// The driver became ready, or the device was reset.
+    fn follow_device(&mut self) {
+        self.parts.device.wake().take();
+        let queues = self.parts.device.take_queues();
+        let dead = self.queue.as_ref().is_some_and(AvailReader::is_closed);
+        if dead || queues.is_some() {
+            self.end_context();
+            self.queue = None;
+        }
+        let Some(mut queues) = queues else { return };
+        let Some(control) = queues.take(CONTROL_QUEUE) else { return };
+        self.epoch = queues.epoch;
+        self.queue = Some(control.avail);
+        self.answer(Answered::Queue { used: control.used, epoch: queues.epoch });
+    }
+
+    fn take_chains(&mut self, now: Nanos) -> bool {
+        if let Some(kick) = self.parts.device.kick(CONTROL_QUEUE) {
+            kick.take();
+        }
+        for _ in 0..BURST {
+            let Some(queue) = &mut self.queue else { return false };
+            match queue.pop() {
+                Ok(Some(chain)) => {
+                    if self.request(&chain, now).is_err() {
+                        return false;
+                    }
+                }
+                Ok(None) | Err(QueueError::Paused | QueueError::Closed) => return false,
+                Err(error) => {
+                    self.guest_fault(&error);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// The guest broke the queue: it has to reset the device.
+    fn guest_fault(&mut self, error: &QueueError) {
+        tracing::warn!(slice = self.parts.index.0, %error, "the guest's queue is broken; it has to reset the device");
+        self.queue = None;
+        self.end_context();
+        // The guest that cannot be told is the one at fault.
+        let _ = self.parts.device.fail();
+    }
+
+    /// One request. An error: the queue is gone.
+    fn request(&mut self, chain: &Chain, now: Nanos) -> Result<(), ()> {
+        let mut head = [0; REQUEST_HEAD];
+        let len = chain.readable_len().min(REQUEST_HEAD as u64) as usize;
+        self.read(chain, 0, &mut head[..len])?;
+        let (fence, request) = match gpu::decode(&head[..len]) {
+            Ok(decoded) => decoded,
+            Err(short) => {
+                self.reject(self.pending(chain, short.fence), Reason::Malformed);
+                return Ok(());
+            }
+        };
+        let pending = self.pending(chain, fence);
+        match request {
+            Request::GetDisplayInfo => self.say(pending, Short::DisplayInfo),
+            Request::GetCapsetInfo { index: 0 } => self.say(pending, Short::CapsetInfo),
+            Request::GetCapset { id: CAPSET_ID, .. } => {
+                self.say(pending, Short::Capset(self.generation))
+            }
+            Request::GetCapsetInfo { .. } | Request::GetCapset { .. } => {
+                self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_PARAMETER));
+            }
+            Request::CtxCreate { capset, .. } => self.create_context(pending, capset),
+            Request::CtxDestroy if self.context == Some(fence.ctx) => {
+                self.end_context();
+                self.say(pending, Short::Plain(cmd::RESP_OK_NODATA));
+            }
+            Request::CtxDestroy => {
+                self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_CONTEXT_ID))
+            }
+            Request::Submit3d { size } => return self.submission(chain, pending, size, now),
+            Request::GetEdid | Request::Unknown(_) => {
+                self.say(pending, Short::Plain(cmd::RESP_ERR_UNSPEC));
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, chain: &Chain, offset: u64, out: &mut [u8]) -> Result<(), ()> {
+        let Some(queue) = &self.queue else { return Err(()) };
+        match queue.read(chain, offset, out) {
+            Ok(()) => Ok(()),
+            Err(QueueError::Closed | QueueError::Paused) => Err(()),
+            Err(error) => {
+                self.guest_fault(&error);
+                Err(())
+            }
+        }
+    }
+
+    fn create_context(&mut self, pending: Pending, capset: u8) {
+        if u32::from(capset) != CAPSET_ID {
+            self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_PARAMETER));
+        } else if self.context.is_some() {
+            // One frame context per slice: a renderer is one process, and one quota.
+            self.reject(pending, Reason::Quota);
+        } else {
+            self.context = Some(pending.fence.ctx);
+            self.resources.clear();
+            self.parts.pacer.set_state(SliceState::Normal);
+            let generation = self.generation;
+            self.hand_over(pending, |pending| Work::Attach { generation, pending });
+        }
+    }
+
+    /// Ends the context's life; work on its way comes back as failed.
+    fn end_context(&mut self) {
+        if self.context.take().is_none() {
+            return;
+        }
+        self.resources.clear();
+        self.generation = Generation(self.generation.0.wrapping_add(1));
+        self.parts.pacer.set_generation(self.generation);
+        // The ring holds more than can be on its way, see `hand_over`.
+        self.worked |= self.parts.work.push(Work::Detach).is_ok();
+    }
+
+    fn submission(
+        &mut self,
+        chain: &Chain,
+        pending: Pending,
+        size: u32,
+        now: Nanos,
+    ) -> Result<(), ()> {
+        if self.context != Some(pending.fence.ctx) {
+            self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_CONTEXT_ID));
+            return Ok(());
+        }
+        let room = chain.readable_len().saturating_sub(SUBMIT_PAYLOAD);
+        if size as usize > MAX_SUBMIT_BYTES || u64::from(size) > room {
+            self.reject(pending, Reason::Malformed);
+            return Ok(());
+        }
+        let mut bytes = self.parts.recycle.pop().unwrap_or_default();
+        bytes.clear();
+        bytes.resize(size as usize, 0);
+        self.read(chain, SUBMIT_PAYLOAD, &mut bytes)?;
+        match Job::new(bytes).validate(&mut self.resources) {
+            Ok(job) => self.accept(job, pending, now),
+            Err((rejected, _)) => self.refuse(pending, rejected),
+        }
+        Ok(())
+    }
+
+    fn accept(&mut self, job: Job<super::job::Validated>, pending: Pending, now: Nanos) {
+        let header = job.meta().header;
+        match job.meta().kind {
+            SubmitKind::Setup => self.hand_over(pending, |pending| Work::Setup { job, pending }),
+            SubmitKind::Job => {
+                let key = self.key(&header);
+                self.parts.recorder.record(Stamp::doorbell(key, now));
+                self.parts.recorder.record(Stamp::mediated(key, now, job.bytes().len() as u64));
+                self.hand_over(pending, |pending| Work::Job { job, pending, arrival: now });
+            }
+        }
+    }
+
+    fn key(&self, header: &SubmitHeader) -> JobKey {
+        JobKey {
+            slice: self.parts.index,
+            generation: self.generation,
+            frame: header.frame,
+            job: header.job,
+            jobs: header.jobs,
+            late_latch: header.flags & submit_flag::LATE_LATCH != 0,
+        }
+    }
+
+    /// Sends work to the dispatcher, if the slice has not too much on its way. Every request counts until
+    /// its answer is posted, and the ring holds `MAX_QUEUED` requests and as many detaches.
+    fn hand_over(&mut self, pending: Pending, work: impl FnOnce(Pending) -> Work) {
+        let queued = &self.parts.counters.queued;
+        if queued.fetch_add(1, Ordering::AcqRel) >= MAX_QUEUED as u64 {
+            queued.fetch_sub(1, Ordering::AcqRel);
+            self.reject(pending, Reason::Quota);
+        } else if self.parts.work.push(work(pending)).is_ok() {
+            self.worked = true;
+        } else {
+            queued.fetch_sub(1, Ordering::AcqRel);
+            self.reject(pending, Reason::Quota);
+        }
+    }
+
+    fn refuse(&mut self, pending: Pending, rejected: Rejected) {
+        tracing::debug!(slice = self.parts.index.0, %rejected, "a submission is refused");
+        self.parts.counters.failed.fetch_add(1, Ordering::Relaxed);
+        self.reject(pending, rejected.reason);
+    }
+
+    fn reject(&mut self, pending: Pending, reason: Reason) {
+        self.parts.pacer.set_reason(reason);
+        self.say(pending, Short::Plain(fence::response_type(reason)));
+    }
+
+    fn say(&mut self, pending: Pending, answer: Short) {
+        self.answer(Answered::Request { pending, answer });
+    }
+
+    fn answer(&mut self, answered: Answered) {
+        if self.parts.answers.push(answered).is_ok() {
+            self.answered = true;
+        } else {
+            // The poster is held up by its peer for a whole ring of answers: give the guest up.
+            tracing::warn!(slice = self.parts.index.0, "the guest does not take its answers");
+            self.queue = None;
+        }
+    }
+
+    fn pending(&self, chain: &Chain, fence: Fence) -> Pending {
+        Pending { reply: chain.reply(), fence, epoch: self.epoch }
+    }
+}
