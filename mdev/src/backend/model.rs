@@ -2,9 +2,7 @@
 //!
 //! Completions happen at exact times that follow from the submissions alone, so a run can be repeated.
 
-use super::{
-    Event, Gpu, GpuError, Label, Latched, MAX_QUEUED_JOBS, SliceKey, SliceLimits, Ticket,
-};
+use super::{Event, Gpu, GpuError, Label, Latched, MAX_QUEUED_JOBS, SliceKey, SliceLimits, Ticket};
 use beamline_abi::frame::{MAX_COMMANDS, MAX_SUBMIT_BYTES, SubmitHeader};
 use beamline_abi::{Nanos, Reason};
 use std::collections::{HashMap, VecDeque};

@@ -18,14 +18,14 @@ pub(crate) fn read(gpu: &Device, image: &Image) -> Option<OwnedFd> {
     let pitch = row.next_multiple_of(COPY_BYTES_PER_ROW_ALIGNMENT);
     let (buffer, done) = gpu
         .scoped(|| {
-            let buffer = gpu.device.create_buffer(&BufferDescriptor {
+            let buffer = gpu.handle.create_buffer(&BufferDescriptor {
                 label: None,
                 size: u64::from(pitch) * u64::from(image.height),
                 usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             });
             let mut encoder = gpu
-                .device
+                .handle
                 .create_command_encoder(&CommandEncoderDescriptor { label: None });
             encoder.copy_texture_to_buffer(
                 image.texture.as_image_copy(),

@@ -42,7 +42,7 @@ struct Faults {
 
 /// The device.
 pub(crate) struct Device {
-    pub(crate) device: wgpu::Device,
+    pub(crate) handle: wgpu::Device,
     pub(crate) queue: Queue,
     /// `None` where the GPU has no timestamps.
     timer: Option<Timer>,
@@ -53,11 +53,7 @@ pub(crate) struct Device {
 impl Device {
     /// Opens the adapter whose name contains `filter`, the most capable kind first.
     pub(crate) fn open(filter: Option<&str>) -> Result<Self, RendererError> {
-        let mut descriptor = InstanceDescriptor::new_without_display_handle();
-        descriptor.backends = Backends::VULKAN;
-        descriptor.flags = InstanceFlags::DISCARD_HAL_LABELS;
-        let instance = Instance::new(descriptor);
-        let adapter = choose(&instance, filter)?;
+        let adapter = choose(&open_vulkan(), filter)?;
         let info = adapter.get_info();
 
         let wanted = Features::TIMESTAMP_QUERY | Features::CLEAR_TEXTURE;
@@ -85,7 +81,7 @@ impl Device {
             .then(|| Timer::new(&device, &queue));
         Ok(Self {
             description: describe(&info, timer.is_some()),
-            device,
+            handle: device,
             queue,
             timer,
             faults,
@@ -122,7 +118,7 @@ impl Device {
             ErrorFilter::OutOfMemory,
             ErrorFilter::Validation,
         ]
-        .map(|filter| self.device.push_error_scope(filter));
+        .map(|filter| self.handle.push_error_scope(filter));
         let value = make();
         let mut result = Ok(value);
         // Scopes end in the reverse of the order they began in.
@@ -140,7 +136,7 @@ impl Device {
             submission_index: Some(submission),
             timeout: None,
         };
-        match self.device.poll(wait) {
+        match self.handle.poll(wait) {
             Ok(_) if !self.is_lost() => Ok(()),
             _ => Err(Reason::DeviceLost),
         }
@@ -155,11 +151,25 @@ fn reason(error: &wgpu::Error) -> Reason {
     }
 }
 
-fn choose(instance: &Instance, filter: Option<&str>) -> Result<Adapter, RendererError> {
+/// The names of all Vulkan devices of this machine, the one that is taken without a filter first. Loads
+/// their drivers into this process.
+pub fn adapters() -> Vec<String> {
+    ranked(&open_vulkan())
+        .iter()
+        .map(|one| one.get_info().name)
+        .collect()
+}
+
+fn open_vulkan() -> Instance {
+    let mut descriptor = InstanceDescriptor::new_without_display_handle();
+    descriptor.backends = Backends::VULKAN;
+    descriptor.flags = InstanceFlags::DISCARD_HAL_LABELS;
+    Instance::new(descriptor)
+}
+
+/// All adapters, the most capable kind first.
+fn ranked(instance: &Instance) -> Vec<Adapter> {
     let mut all = at_once(instance.enumerate_adapters(Backends::VULKAN)).unwrap_or_default();
-    if all.is_empty() {
-        return Err(RendererError::NoVulkan);
-    }
     let rank = |adapter: &Adapter| match adapter.get_info().device_type {
         DeviceType::DiscreteGpu => 0,
         DeviceType::IntegratedGpu => 1,
@@ -168,6 +178,14 @@ fn choose(instance: &Instance, filter: Option<&str>) -> Result<Adapter, Renderer
         DeviceType::Cpu => 4,
     };
     all.sort_by_key(rank);
+    all
+}
+
+fn choose(instance: &Instance, filter: Option<&str>) -> Result<Adapter, RendererError> {
+    let mut all = ranked(instance);
+    if all.is_empty() {
+        return Err(RendererError::NoVulkan);
+    }
     let names: Vec<String> = all.iter().map(|one| one.get_info().name).collect();
     let wanted = filter.unwrap_or_default().to_lowercase();
     let found = names

@@ -73,7 +73,7 @@ impl Executor {
     ) -> Result<(CommandBuffer, Option<Image>), Reason> {
         let gpu = &self.gpu;
         let mut encoder = gpu
-            .device
+            .handle
             .create_command_encoder(&CommandEncoderDescriptor { label: None });
         let mut present = None;
         {
@@ -98,7 +98,7 @@ impl Executor {
                         bindings,
                     } => {
                         let (pipeline, group) =
-                            self.table.pipeline(&gpu.device, pipeline, &bindings)?;
+                            self.table.pipeline(&gpu.handle, pipeline, &bindings)?;
                         pass.set_pipeline(&pipeline);
                         if group.is_some() {
                             pass.set_bind_group(0, group.as_ref(), &[]);

@@ -27,6 +27,7 @@ mod threads;
 mod warm;
 pub(crate) mod writer;
 
+pub use device::adapters;
 pub(crate) use device::now;
 pub use launch::{Launcher, Start};
 
@@ -102,13 +103,7 @@ pub fn main() -> Result<(), RendererError> {
         text.truncate(text.floor_char_boundary(MAX_TEXT));
         let head = Head::new(Kind::Failed);
         // The host may be gone, and then nobody needs to know.
-        let _ = send(
-            socket.as_fd(),
-            &head,
-            [text.as_bytes(), &[]],
-            None,
-            false,
-        );
+        let _ = send(socket.as_fd(), &head, [text.as_bytes(), &[]], None, false);
     }
     result
 }

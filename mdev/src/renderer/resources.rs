@@ -22,7 +22,7 @@ pub(crate) struct Image {
 /// A pipeline, and the bind groups it was used with.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
-    pub(crate) pipeline: ComputePipeline,
+    pub(crate) compute: ComputePipeline,
     /// `None` where the shader binds nothing.
     pub(crate) layout: Option<BindGroupLayout>,
     groups: Vec<(Bindings, BindGroup)>,
@@ -31,9 +31,9 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(crate) fn new(pipeline: ComputePipeline, layout: Option<BindGroupLayout>) -> Self {
+    pub(crate) fn new(compute: ComputePipeline, layout: Option<BindGroupLayout>) -> Self {
         Self {
-            pipeline,
+            compute,
             layout,
             groups: Vec::with_capacity(CACHED_GROUPS),
             oldest: 0,
@@ -152,7 +152,7 @@ impl Table {
         let Resource::Pipeline(found) = self.get(id)? else {
             return Err(Reason::BadId);
         };
-        let pipeline = found.pipeline.clone();
+        let pipeline = found.compute.clone();
         let Some(layout) = &found.layout else {
             let unbound = bindings.as_slice().is_empty();
             return unbound.then_some((pipeline, None)).ok_or(Reason::Malformed);

@@ -175,11 +175,11 @@ impl Batch<'_> {
 
 /// A buffer of zeros. They are written here so that the first job that uses it does not pay for them.
 pub(crate) fn create_buffer(gpu: &Device, size: u64) -> Result<wgpu::Buffer, Reason> {
-    if size > gpu.device.limits().max_buffer_size {
+    if size > gpu.handle.limits().max_buffer_size {
         return Err(Reason::Quota);
     }
     gpu.scoped(|| {
-        let buffer = gpu.device.create_buffer(&BufferDescriptor {
+        let buffer = gpu.handle.create_buffer(&BufferDescriptor {
             label: None,
             size,
             usage: BufferUsages::STORAGE
@@ -189,7 +189,7 @@ pub(crate) fn create_buffer(gpu: &Device, size: u64) -> Result<wgpu::Buffer, Rea
             mapped_at_creation: false,
         });
         let mut encoder = gpu
-            .device
+            .handle
             .create_command_encoder(&CommandEncoderDescriptor { label: None });
         encoder.clear_buffer(&buffer, 0, None);
         (buffer, gpu.queue.submit([encoder.finish()]))
@@ -200,7 +200,7 @@ pub(crate) fn create_buffer(gpu: &Device, size: u64) -> Result<wgpu::Buffer, Rea
 /// A transparent black image, cleared here for the same reason.
 pub(crate) fn create_image(gpu: &Device, width: u32, height: u32) -> Result<Image, Reason> {
     gpu.scoped(|| {
-        let texture = gpu.device.create_texture(&TextureDescriptor {
+        let texture = gpu.handle.create_texture(&TextureDescriptor {
             label: None,
             size: Extent3d {
                 width,
@@ -219,9 +219,13 @@ pub(crate) fn create_image(gpu: &Device, width: u32, height: u32) -> Result<Imag
         });
         let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
         let mut encoder = gpu
-            .device
+            .handle
             .create_command_encoder(&CommandEncoderDescriptor { label: None });
-        if gpu.device.features().contains(wgpu::Features::CLEAR_TEXTURE) {
+        if gpu
+            .handle
+            .features()
+            .contains(wgpu::Features::CLEAR_TEXTURE)
+        {
             encoder.clear_texture(&texture, &ImageSubresourceRange::default());
         }
         let done = gpu.queue.submit([encoder.finish()]);
@@ -240,11 +244,11 @@ pub(crate) fn create_image(gpu: &Device, width: u32, height: u32) -> Result<Imag
 pub(crate) fn create_pipeline(gpu: &Device, entry: &str, wgsl: &str) -> Result<Pipeline, Reason> {
     let pipeline = gpu
         .scoped(|| {
-            let module = gpu.device.create_shader_module(ShaderModuleDescriptor {
+            let module = gpu.handle.create_shader_module(ShaderModuleDescriptor {
                 label: None,
                 source: ShaderSource::Wgsl(wgsl.into()),
             });
-            gpu.device
+            gpu.handle
                 .create_compute_pipeline(&ComputePipelineDescriptor {
                     label: None,
                     layout: None,

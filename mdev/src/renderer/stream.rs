@@ -1,11 +1,11 @@
 //! Reads the frame context's command streams, believing nothing they say.
 
+use beamline_abi::Reason;
 use beamline_abi::frame::{
     Binding, CommandHeader, CreateBuffer, CreateImage, CreatePipeline, Destroy, Dispatch, Latch,
     MAGIC, MAX_BINDINGS, MAX_COMMANDS, MAX_ENTRY_BYTES, MAX_IMAGE_SIDE, MAX_LATCH_BYTES,
     MAX_WGSL_BYTES, Op, Present, SubmitHeader, SubmitKind, VERSION, WriteBuffer,
 };
-use beamline_abi::Reason;
 use std::str;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -91,10 +91,7 @@ impl<'a> Stream<'a> {
         if len < size_of::<CommandHeader>() || !len.is_multiple_of(8) {
             return Err(Reason::Malformed);
         }
-        let (command, rest) = self
-            .bytes
-            .split_at_checked(len)
-            .ok_or(Reason::Malformed)?;
+        let (command, rest) = self.bytes.split_at_checked(len).ok_or(Reason::Malformed)?;
         self.bytes = rest;
         let op = Op::from_raw(head.0.op).ok_or(Reason::Unsupported)?;
         let setup = matches!(
@@ -137,7 +134,8 @@ fn decode(op: Op, bytes: &[u8]) -> Option<Command<'_>> {
     Some(match op {
         Op::CreateBuffer => {
             let (body, _) = body::<CreateBuffer>(bytes)?;
-            (body.size > 0 && body.size.is_multiple_of(16)).then_some(Command::CreateBuffer(body))?
+            (body.size > 0 && body.size.is_multiple_of(16))
+                .then_some(Command::CreateBuffer(body))?
         }
         Op::CreateImage => {
             let (body, _) = body::<CreateImage>(bytes)?;

@@ -58,14 +58,9 @@ fn what_is_written_is_read_back() {
 
 #[test]
 fn a_stream_that_contradicts_itself_is_malformed() {
-    let job = Writer::new(SubmitKind::Job)
-        .write(1, 0, &[0; 8])
-        .finish();
+    let job = Writer::new(SubmitKind::Job).write(1, 0, &[0; 8]).finish();
     assert_eq!(reasons(&job, SubmitKind::Job), None);
-    assert_eq!(
-        reasons(&job, SubmitKind::Setup),
-        Some(Reason::Malformed)
-    );
+    assert_eq!(reasons(&job, SubmitKind::Setup), Some(Reason::Malformed));
     for len in 0..job.len() {
         assert!(reasons(&job[..len], SubmitKind::Job).is_some(), "{len}");
     }

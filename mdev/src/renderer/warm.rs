@@ -12,7 +12,10 @@ use super::setup::{create_buffer, create_image, create_pipeline};
 use super::writer::Writer;
 use beamline_abi::frame::{MAX_BINDINGS, SubmitKind};
 use wgpu::naga::{AddressSpace, Module, TypeInner, front::wgsl};
-use wgpu::{BindGroupDescriptor, BindGroupEntry, BindingResource, ComputePassDescriptor};
+use wgpu::{
+    BindGroupDescriptor, BindGroupEntry, BindingResource, CommandEncoderDescriptor,
+    ComputePassDescriptor,
+};
 
 /// Sides of the stand-in images. Code for sizes that are powers of two can differ from that for others.
 const SIDES: [u32; 2] = [4, 3];
@@ -117,16 +120,18 @@ fn dispatch(gpu: &Device, pipeline: &Pipeline, wants: &[(u32, StandIn)], side: u
     let done = gpu
         .scoped(|| {
             let group = pipeline.layout.as_ref().map(|layout| {
-                gpu.device.create_bind_group(&BindGroupDescriptor {
+                gpu.handle.create_bind_group(&BindGroupDescriptor {
                     label: None,
                     layout,
                     entries: &entries,
                 })
             });
-            let mut encoder = gpu.device.create_command_encoder(&Default::default());
+            let mut encoder = gpu
+                .handle
+                .create_command_encoder(&CommandEncoderDescriptor::default());
             {
                 let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor::default());
-                pass.set_pipeline(&pipeline.pipeline);
+                pass.set_pipeline(&pipeline.compute);
                 if group.is_some() {
                     pass.set_bind_group(0, group.as_ref(), &[]);
                 }

@@ -1,7 +1,8 @@
 //! Writes command streams: for the renderer's warm-up and for tests.
 
 use beamline_abi::frame::{
-    Binding, CommandHeader, Dispatch, MAGIC, Op, SubmitHeader, SubmitKind, VERSION, WriteBuffer, pad8,
+    Binding, CommandHeader, Dispatch, MAGIC, Op, SubmitHeader, SubmitKind, VERSION, WriteBuffer,
+    pad8,
 };
 #[cfg(test)]
 use beamline_abi::frame::{CreateBuffer, CreateImage, CreatePipeline, Destroy, Latch, Present};

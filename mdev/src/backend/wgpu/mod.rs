@@ -56,11 +56,9 @@ pub struct WgpuGpu {
 impl WgpuGpu {
     /// A GPU whose renderers are started by `launcher`.
     pub fn new(launcher: Launcher) -> Result<Self, GpuError> {
-        let system = |what| {
-            move |source: io::Error| GpuError::System { what, source }
-        };
-        let keeper =
-            Keeper::new(launcher.clone()).map_err(system("start the thread that keeps renderers"))?;
+        let system = |what| move |source: io::Error| GpuError::System { what, source };
+        let keeper = Keeper::new(launcher.clone())
+            .map_err(system("start the thread that keeps renderers"))?;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
             .map_err(|error| system("make an epoll")(error.into()))?;
         watch(&epoll, keeper.fd(), KEEPER)

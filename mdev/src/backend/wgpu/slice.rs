@@ -127,9 +127,7 @@ impl Slice {
                 height: 0,
                 rgba: Vec::new(),
             })),
-            (width, height, Some(pixels))
-                if sides.contains(&width) && sides.contains(&height) =>
-            {
+            (width, height, Some(pixels)) if sides.contains(&width) && sides.contains(&height) => {
                 Ok(Heard::Pixels {
                     width,
                     height,

@@ -54,9 +54,14 @@ fn key(index: u16, life: u32) -> SliceKey {
 fn launcher() -> Launcher {
     Launcher {
         exe: std::env::current_exe().unwrap(),
-        args: ["renderer::tests::child", "--exact", "--ignored", "--nocapture"]
-            .map(Into::into)
-            .into(),
+        args: [
+            "renderer::tests::child",
+            "--exact",
+            "--ignored",
+            "--nocapture",
+        ]
+        .map(Into::into)
+        .into(),
         ..Launcher::this_program()
     }
 }
@@ -64,7 +69,10 @@ fn launcher() -> Launcher {
 fn next(gpu: &mut WgpuGpu) -> Vec<Event> {
     let mut fds = Vec::new();
     gpu.register(&mut |fd| fds.push(fd.try_clone_to_owned().unwrap()));
-    let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+    let mut polled: Vec<_> = fds
+        .iter()
+        .map(|fd| PollFd::new(fd, PollFlags::IN))
+        .collect();
     rustix::event::poll(&mut polled, None).unwrap();
     let mut events = Vec::new();
     gpu.poll(crate::renderer::now(), &mut |event| events.push(event));
@@ -209,10 +217,7 @@ fn an_image_is_painted_presented_and_captured() {
     }
 
     // Without its latched bytes the job is refused, and the renderer goes on.
-    assert_eq!(
-        run(&mut gpu, slice, &stream, &[]).3,
-        Err(Reason::Malformed)
-    );
+    assert_eq!(run(&mut gpu, slice, &stream, &[]).3, Err(Reason::Malformed));
     run(&mut gpu, slice, &stream, &[latched]).3.unwrap();
 }
 
@@ -414,7 +419,7 @@ fn overhead() {
     let Some(mut gpu) = ready() else { return };
     let slice = key(0, 1);
     let stream = make()
-        .buffer(1, 4 * 4097)
+        .buffer(1, 4 * 4100)
         .pipeline(3, "spin", SPIN)
         .finish();
     setup(&mut gpu, slice, &stream).unwrap();
