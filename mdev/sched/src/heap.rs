@@ -126,17 +126,14 @@ mod tests {
             let mut heap = IndexedHeap::new(20);
             let mut model = alloc::collections::BTreeMap::new();
             for (i, op) in ops {
-                match op {
-                    Some(k) => {
-                        heap.set(i, k);
-                        if i < 20 {
-                            model.insert(i, k);
-                        }
+                if let Some(k) = op {
+                    heap.set(i, k);
+                    if i < 20 {
+                        model.insert(i, k);
                     }
-                    None => {
-                        heap.remove(i);
-                        model.remove(&i);
-                    }
+                } else {
+                    heap.remove(i);
+                    model.remove(&i);
                 }
                 let least = model.iter().map(|(&i, &k)| (k, i)).min().map(|(k, i)| (i, k));
                 prop_assert_eq!(heap.peek(), least);

@@ -28,6 +28,7 @@ pub mod predict;
 mod queue;
 #[cfg(test)]
 mod sim_tests;
+mod tenant;
 #[cfg(test)]
 mod testing;
 pub mod validate;

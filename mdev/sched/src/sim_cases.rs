@@ -133,14 +133,12 @@ prop_compose! {
                 budget: Nanos::from_micros(b),
             }),
             guard,
-            ..contract(hz, budget, budget.div_ceil(jobs))
+            ..contract(hz, budget, budget.div_ceil(jobs).max(late.map_or(0, |(b, _)| b)))
         }
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
-
     /// Whatever is admitted and keeps to its contract is never late, whatever background does beside it.
     #[test]
     fn admitted_frames_are_in_time(
@@ -187,6 +185,9 @@ proptest! {
     ) {
         let set = admitted(&contracts);
         let mut all = guests(&set);
+        if all.is_empty() {
+            return Ok(());
+        }
         let own = all[0].contract.max_job.0;
         all[0].jobs = (0..all[0].jobs.len() as u64 * factor).map(|_| own).collect();
         all[0].vary = false;

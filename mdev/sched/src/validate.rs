@@ -43,6 +43,14 @@ pub enum ContractError {
         /// As given.
         max_job: Nanos,
     },
+    /// `max_job` beside a late latch.
+    #[error("max_job is {max_job}; the late latch is one job, so it must be at least {budget}")]
+    LateLatchJob {
+        /// As given.
+        max_job: Nanos,
+        /// The late latch's budget.
+        budget: Nanos,
+    },
     /// `gap`.
     #[error("gap is {gap}; it must be at most the period, {period}")]
     Gap {
@@ -157,6 +165,9 @@ fn late_latch(c: &Contract) -> Result<(), ContractError> {
     }
     if l.budget == Nanos::ZERO || l.budget > l.window {
         return Err(ContractError::LateLatchBudget { budget: l.budget, window: l.window });
+    }
+    if l.budget > c.max_job {
+        return Err(ContractError::LateLatchJob { max_job: c.max_job, budget: l.budget });
     }
     // A later frame's jobs would have to wait behind the late latch: its tenant's jobs keep their order.
     if c.deadline > c.period.ceil() {
