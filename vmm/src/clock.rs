@@ -6,7 +6,6 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref};
 
 /// Numbers of the ioctls that kvm-ioctls does not offer (linux/kvm.h).
-#[expect(missing_docs, reason = "the macro makes functions that cannot carry any")]
 mod ioctl {
     use kvm_bindings::kvm_device_attr;
 

@@ -16,7 +16,6 @@ use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 
 /// Numbers of the ioctls that kvm-ioctls does not offer (linux/kvm.h).
-#[expect(missing_docs, reason = "the macro makes functions that cannot carry any")]
 mod ioctl {
     use kvm_bindings::{kvm_ioeventfd, kvm_irqfd};
 
@@ -131,6 +130,7 @@ impl Platform {
     }
 
     /// Takes a slot away from the guest.
+    #[expect(clippy::needless_pass_by_value, reason = "a slot that is gone must not be used again")]
     pub fn remove_memory(&mut self, slot: Slot) -> Result<(), PlatformError> {
         let region = kvm_userspace_memory_region { slot: slot.0 as u32, ..Default::default() };
         // SAFETY: a size of 0 removes the slot; nothing is mapped. Where that fails the mapping stays

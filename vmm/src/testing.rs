@@ -180,7 +180,7 @@ impl Asm {
         for (i, word) in [0, 0, 0xffff, 0x00cf_9b00, 0xffff, 0x00cf_9300].into_iter().enumerate() {
             self = self.store(GDT + 4 * i as u32, word);
         }
-        self = self.store(0x7f00, GDT << 16 | 23).store(0x7f04, GDT >> 16);
+        self = self.store(0x7f00, GDT << 16 | 0x17).store(0x7f04, GDT >> 16);
         self = self.store(0x7f10, IDT << 16 | 0x7ff).store(0x7f14, IDT >> 16);
         self = self.with_word(&[0x0f, 0x01, 0x15], 0x7f00).with_word(&[0x0f, 0x01, 0x1d], 0x7f10);
         for (i, vector) in (0..).zip(vectors) {
@@ -204,7 +204,7 @@ impl Asm {
 }
 
 /// A guest called "vr" that runs `code`, and the folder its files are in.
-pub(crate) fn guest(code: Asm) -> (crate::Config, tempfile::TempDir) {
+pub(crate) fn guest(code: &Asm) -> (crate::Config, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("image"), elf(0x10_0000, 0x10_0000, &code.0)).unwrap();
     let text = "[guest]\nname = \"vr\"\nimage = \"image\"\n[memory]\nsize = \"4M\"\n";

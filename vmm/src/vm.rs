@@ -124,15 +124,16 @@ impl Vm {
     }
 
     /// Builds the guest; its output goes to `console`.
-    pub fn with_console(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
-        let mut builder = Builder::new(&config, console)?;
-        for Device::VfioUser(device) in &config.devices {
+    pub fn with_console(mut config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+        let devices = std::mem::take(&mut config.devices);
+        let mut builder = Builder::new(config, console)?;
+        for Device::VfioUser(device) in &devices {
             let (client, cutter) = connect(&device.socket, device.timeout)?;
             let label = device
                 .socket
                 .file_name()
                 .map_or_else(|| "vfio-user".to_owned(), |n| n.to_string_lossy().into_owned());
-            builder.attach(label, Box::new(client), Some(cutter))?;
+            builder.attach(label, Box::new(client), cutter)?;
         }
         builder.finish()
     }
@@ -164,7 +165,9 @@ impl Vm {
 fn enter(cpus: &[usize], shared: &Shared) -> Result<(), GuestError> {
     if !cpus.is_empty() {
         let mut set = CpuSet::new();
-        cpus.iter().for_each(|c| set.set(*c));
+        for cpu in cpus {
+            set.set(*cpu);
+        }
         rustix::thread::sched_setaffinity(None, &set).map_err(|e| {
             GuestError::Thread(format!(
                 "it cannot be pinned to host CPUs {cpus:?} ({e}): name CPUs in `vcpus.cpus` that are \
@@ -188,7 +191,7 @@ struct Builder {
 }
 
 impl Builder {
-    fn new(config: &Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+    fn new(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
         let refused = |what| move |source| VmError::Refused { what, source };
         let kvm = probe::open().map_err(VmError::Kvm)?;
         let vm = kvm.create_vm().map_err(refused("a virtual machine"))?;
@@ -207,8 +210,8 @@ impl Builder {
         let tsc = clock::tsc_offset(&vcpu);
         let exits = Arc::new(ExitCounters::default());
         Ok(Self {
-            name: config.guest.name.clone(),
-            cpus: config.vcpus.cpus.clone(),
+            name: config.guest.name,
+            cpus: config.vcpus.cpus,
             ram,
             vcpu,
             machine: Machine { bus: Bus::default(), serial, platform, exits },
@@ -221,12 +224,12 @@ impl Builder {
         &mut self,
         label: String,
         link: Box<dyn crate::passthrough::link::Link>,
-        cutter: Option<Cutter>,
+        cutter: Cutter,
     ) -> Result<(), VmError> {
         let function = VfioUser::attach(label, link, &self.ram, self.tsc)?;
         tracing::debug!("{}: attached", function.label());
         self.machine.bus.add(Box::new(function))?;
-        self.cutters.extend(cutter);
+        self.cutters.push(cutter);
         Ok(())
     }
 
@@ -364,16 +367,15 @@ impl Drop for VmHandle {
 
 #[cfg(test)]
 impl Vm {
-    /// Builds a guest with functions behind `links`.
-    pub(crate) fn with_links(
+    /// Builds a guest with the function behind `link`.
+    pub(crate) fn with_link(
         config: Config,
         console: Box<dyn Console>,
-        links: Vec<Box<dyn crate::passthrough::link::Link>>,
+        link: Box<dyn crate::passthrough::link::Link>,
+        cutter: Cutter,
     ) -> Result<Self, VmError> {
-        let mut builder = Builder::new(&config, console)?;
-        for link in links {
-            builder.attach("test".into(), link, None)?;
-        }
+        let mut builder = Builder::new(config, console)?;
+        builder.attach("test".into(), link, cutter)?;
         builder.finish()
     }
 

@@ -66,7 +66,7 @@ impl Raw {
             ));
         }
         let timeout = timeout_ms.map_or(DEFAULT_TIMEOUT, Duration::from_millis);
-        if timeout > Duration::from_secs(600) {
+        if timeout > Duration::from_mins(10) {
             return Err(Wrong::new(key("timeout_ms"), "is over 10 minutes: use 0 to 600000"));
         }
         Ok(Device::VfioUser(VfioUserDevice { socket, timeout }))

@@ -40,7 +40,7 @@ impl Raw {
         if size > MAX {
             return Err(wrong("is too large"));
         }
-        if size % MIN != 0 {
+        if !size.is_multiple_of(MIN) {
             return Err(wrong("is not a multiple of 2M"));
         }
         Ok(Memory { size })

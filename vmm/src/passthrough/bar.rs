@@ -109,7 +109,11 @@ impl Backing {
         keep_out: &[Range<u64>],
     ) -> Result<Area, String> {
         let end = at.offset.checked_add(at.size).filter(|end| *end <= self.size);
-        if at.size == 0 || at.offset % PAGE != 0 || at.size % PAGE != 0 || end.is_none() {
+        if at.size == 0
+            || !at.offset.is_multiple_of(PAGE)
+            || !at.size.is_multiple_of(PAGE)
+            || end.is_none()
+        {
             return Err("it is not whole pages within the BAR".into());
         }
         if self.areas.iter().any(|a| overlap(&range(a.at), &range(at))) {
@@ -120,7 +124,7 @@ impl Backing {
         }
         let start = fd_offset
             .checked_add(at.offset)
-            .filter(|s| s % PAGE == 0)
+            .filter(|s| s.is_multiple_of(PAGE))
             .ok_or("its place in the file is not page-aligned")?;
         let length = file.metadata().map_err(|e| e.to_string())?.len();
         if start.checked_add(at.size).is_none_or(|end| end > length) {

@@ -240,7 +240,7 @@ impl Msix {
     /// Writes the table from `offset` of it on: aligned accesses of 4 or 8 bytes, as the specification
     /// asks; others are dropped.
     pub fn write_table(&mut self, platform: &mut Platform, offset: u64, data: &[u8]) {
-        if !matches!(data.len(), 4 | 8) || offset % data.len() as u64 != 0 {
+        if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(data.len() as u64) {
             return;
         }
         let index = usize::try_from(offset / ENTRY).unwrap_or(usize::MAX);

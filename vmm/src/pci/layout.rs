@@ -122,7 +122,7 @@ mod tests {
             .map(|&(slot, bar, at)| Decoded { slot, bar, at, size: all[slot - 1].shape.size })
             .collect();
         for (i, a) in decoded.iter().enumerate() {
-            assert!(allowed(a.at, a.size) && a.at.0 % a.size == 0, "{a:?}");
+            assert!(allowed(a.at, a.size) && a.at.0.is_multiple_of(a.size), "{a:?}");
             assert!(!decoded[i + 1..].iter().any(|b| a.overlaps(b)));
             assert!(!decoded[i + 1..].iter().any(|b| a.at.0 / PAGE == b.at.0 / PAGE));
         }

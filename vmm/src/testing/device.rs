@@ -16,6 +16,7 @@ use beamline_vfio_user::{
     Device, DeviceError, DeviceInfo, DmaMap, IoFd, IrqAction, IrqIndex, IrqInfo, RegionFlags,
     RegionIndex, RegionInfo, RegionMapping, SparseArea,
 };
+use rustix::event::{PollFd, PollFlags};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -30,6 +31,8 @@ pub(crate) mod bar0 {
     pub(crate) const BELL: u32 = 0x84;
     /// A doorbell: 4-byte writes of 5 signal an eventfd.
     pub(crate) const MATCH: u32 = 0x88;
+    /// Reads do not come back before the probe's gate is signalled.
+    pub(crate) const HANG: u32 = 0x90;
     /// Reads 0x1234_5678.
     pub(crate) const ID: u32 = 0x8c;
 }
@@ -51,6 +54,7 @@ pub(crate) struct Seen {
     pub(crate) maps: Vec<(u64, u64)>,
     pub(crate) vectors: Vec<Option<OwnedFd>>,
     pub(crate) connected: bool,
+    pub(crate) hangs: bool,
 }
 
 /// The function's side that a test keeps.
@@ -59,6 +63,7 @@ pub(crate) struct Probe {
     seen: Arc<Mutex<Seen>>,
     pub(crate) bell: Arc<OwnedFd>,
     pub(crate) matched: Arc<OwnedFd>,
+    pub(crate) gate: Arc<OwnedFd>,
     pub(crate) page: Arc<OwnedFd>,
     pub(crate) shared: Arc<OwnedFd>,
 }
@@ -126,11 +131,13 @@ fn probe() -> Probe {
         maps: Vec::new(),
         vectors: (0..VECTORS).map(|_| None).collect(),
         connected: true,
+        hangs: false,
     };
     Probe {
         seen: Arc::new(Mutex::new(seen)),
         bell: Arc::new(eventfd()),
         matched: Arc::new(eventfd()),
+        gate: Arc::new(eventfd()),
         page: Arc::new(page),
         shared: Arc::new(memfd(8192, true)),
     }
@@ -209,6 +216,11 @@ impl Device for TestDevice {
             RegionIndex::CONFIG => data.copy_from_slice(&self.0.seen().config[at..at + data.len()]),
             RegionIndex(0) if offset == u64::from(bar0::ID) && data.len() == 4 => {
                 data.copy_from_slice(&0x1234_5678u32.to_le_bytes());
+            }
+            RegionIndex(0) if offset == u64::from(bar0::HANG) => {
+                self.0.seen().hangs = true;
+                let mut gate = [PollFd::new(&*self.0.gate, PollFlags::IN)];
+                rustix::event::poll(&mut gate, None).unwrap();
             }
             _ => {}
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::testing::device::{EXPRESS, MSIX, PAGE_VALUE, Probe, Served, VECTORS, bar0};
-use crate::testing::{Asm, Recorder, guest, kvm_or_skip, take};
+use crate::testing::{Asm, Recorder, guest, kvm_or_skip, signal, take};
 use crate::vcpu::Machine;
 use crate::{ExitReason, Vm};
 use std::time::Duration;
@@ -15,13 +15,15 @@ const BAR2: u64 = 0xc000_6000;
 const TABLE: u64 = BAR0 + 0x1000;
 const PBA: u64 = BAR0 + 0x2000;
 
+/// Where the guest counts its interrupts.
+const COUNT: u32 = 0x7000;
 /// Bounds a wait for a guest that cannot end otherwise.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
-fn build(code: Asm) -> (Vm, Served, tempfile::TempDir) {
-    let (served, link, _cutter) = Served::new();
+fn build(code: &Asm) -> (Vm, Served, tempfile::TempDir) {
+    let (served, link, cutter) = Served::new();
     let (config, dir) = guest(code);
-    let vm = Vm::with_links(config, Box::new(Recorder::default()), vec![link]).unwrap();
+    let vm = Vm::with_link(config, Box::new(Recorder::default()), link, cutter).unwrap();
     (vm, served, dir)
 }
 
@@ -56,7 +58,7 @@ fn attaching_maps_ram_and_tells_the_pacer_the_tsc() {
     if !kvm_or_skip("attaching_maps_ram_and_tells_the_pacer_the_tsc") {
         return;
     }
-    let (_vm, served, _dir) = build(Asm::default());
+    let (_vm, served, _dir) = build(&Asm::default());
     let seen = served.probe.seen();
     assert_eq!(seen.maps, [(0, 4 << 20)]);
     let registers: Vec<u64> = seen.writes.iter().map(|w| w.0).collect();
@@ -70,7 +72,7 @@ fn bars_are_sized_and_moved() {
     if !kvm_or_skip("bars_are_sized_and_moved") {
         return;
     }
-    let (mut vm, _served, _dir) = build(Asm::default());
+    let (mut vm, _served, _dir) = build(&Asm::default());
     let m = vm.machine();
     let bars: Vec<u32> = (0..6).map(|b| m.config(config::BAR0 + 4 * b)).collect();
     assert_eq!(bars, [BAR0 as u32, 0, BAR2 as u32, 0, BAR4 as u32 | 0xc, 0]);
@@ -103,7 +105,7 @@ fn a_masked_signal_is_pending_and_delivered_once() {
     if !kvm_or_skip("a_masked_signal_is_pending_and_delivered_once") {
         return;
     }
-    let (mut vm, served, _dir) = build(Asm::default());
+    let (mut vm, served, _dir) = build(&Asm::default());
     let m = vm.machine();
     m.decode_on();
     assert!(!served.probe.trigger(0), "no eventfds while disabled");
@@ -142,7 +144,7 @@ fn odd_accesses_to_the_table_do_no_harm() {
     if !kvm_or_skip("odd_accesses_to_the_table_do_no_harm") {
         return;
     }
-    let (mut vm, served, _dir) = build(Asm::default());
+    let (mut vm, served, _dir) = build(&Asm::default());
     let m = vm.machine();
     m.decode_on();
     m.set_config(MSIX, 0x8000 << 16);
@@ -171,7 +173,7 @@ fn a_function_level_reset_brings_the_defaults_back() {
     if !kvm_or_skip("a_function_level_reset_brings_the_defaults_back") {
         return;
     }
-    let (mut vm, served, _dir) = build(Asm::default());
+    let (mut vm, served, _dir) = build(&Asm::default());
     let m = vm.machine();
     m.decode_on();
     m.set_config(MSIX, 0x8000 << 16);
@@ -191,7 +193,7 @@ fn a_lost_server_reads_all_ones() {
     if !kvm_or_skip("a_lost_server_reads_all_ones") {
         return;
     }
-    let (mut vm, mut served, _dir) = build(Asm::default());
+    let (mut vm, mut served, _dir) = build(&Asm::default());
     let m = vm.machine();
     m.decode_on();
     m.set_config(MSIX, 0x8000 << 16);
@@ -207,13 +209,28 @@ fn a_lost_server_reads_all_ones() {
     m.set_config(config::COMMAND, 0);
 }
 
+#[test]
+fn stop_does_not_wait_for_a_silent_server() {
+    if !kvm_or_skip("stop_does_not_wait_for_a_silent_server") {
+        return;
+    }
+    let code = Asm::default().config_write(1, 4, 2).load(BAR0 as u32 + bar0::HANG).exit(0);
+    let (vm, served, _dir) = build(&code);
+    let handle = vm.start().unwrap();
+    while !served.probe.seen().hangs {
+        assert_eq!(handle.wait_timeout(Duration::from_millis(1)), None);
+    }
+    assert_eq!(handle.stop(), ExitReason::Stopped);
+    assert!(take(&served.probe.gate) == 0, "the server never answered");
+    signal(&served.probe.gate);
+}
+
 /// One guest that uses everything: trapped registers, a read-only page, a shared page, doorbells, vectors.
 #[test]
 fn a_guest_uses_the_function() {
     if !kvm_or_skip("a_guest_uses_the_function") {
         return;
     }
-    const COUNT: u32 = 0x7000;
     let (bar0, bar2, bar4) = (BAR0 as u32, BAR2 as u32, BAR4 as u32);
     let (table, pba) = (TABLE as u32, PBA as u32);
     let code = Asm::default()
@@ -265,7 +282,7 @@ fn a_guest_uses_the_function() {
         .load(COUNT)
         .expect(1, 9)
         .exit(0);
-    let (vm, served, _dir) = build(code);
+    let (vm, served, _dir) = build(&code);
     let handle = vm.start().unwrap();
     let reason = handle.wait_timeout(LONG);
     let probe = &served.probe;
