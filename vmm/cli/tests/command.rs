@@ -1,0 +1,222 @@
+//! The command as a script sees it: exit codes, messages, and nothing left behind.
+
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+const HOST: &str = r#"
+run_dir = "run"
+[gpu]
+backend = "model"
+[[slice]]
+name = "vr"
+width = 512
+height = 288
+[slice.contract]
+refresh_hz = "90"
+class = "reserved"
+budget_ms = 2.2
+max_job_ms = 3.0
+late_latch = { window_ms = 1.2, budget_ms = 0.6 }
+"#;
+
+fn beamline(arguments: &[&str], folder: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_beamline"));
+    command.args(arguments).current_dir(folder).stdin(Stdio::null());
+    command
+}
+
+fn output(arguments: &[&str], folder: &Path) -> Output {
+    beamline(arguments, folder).output().unwrap()
+}
+
+/// The exit code and stderr of a command that must fail.
+fn failure(arguments: &[&str], folder: &Path) -> (Option<i32>, String) {
+    let out = output(arguments, folder);
+    assert!(!out.status.success(), "{arguments:?} succeeded");
+    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::write(folder.path().join(name), text).unwrap();
+    }
+    folder
+}
+
+/// A host that has said that it is ready.
+struct Host {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Host {
+    fn start(folder: &Path) -> Self {
+        let mut child = beamline(&["host", "host.toml"], folder)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let ready = lines.next().unwrap().unwrap();
+        assert!(ready.starts_with(r#"{"event":"ready","label":"modelled""#), "{ready}");
+        Self { child, lines }
+    }
+
+    /// Sends SIGTERM and answers the exit code and the last line.
+    fn end(mut self) -> (Option<i32>, String) {
+        kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
+        let last = self.lines.by_ref().map(Result::unwrap).last().unwrap();
+        (self.child.wait().unwrap().code(), last)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn sockets(folder: &Path) -> Vec<PathBuf> {
+    let run = folder.join("run");
+    let Ok(entries) = std::fs::read_dir(run) else { return Vec::new() };
+    entries.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "sock")).collect()
+}
+
+#[test]
+fn help_teaches_with_examples_and_exit_codes() {
+    let out = output(&["--help"], Path::new("/"));
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(out.status.success());
+    for word in ["Examples:", "Exit codes:", "beamline demo", "doctor"] {
+        assert!(text.contains(word), "no {word} in {text}");
+    }
+}
+
+#[test]
+fn bad_input_ends_with_2_and_says_where() {
+    let folder = folder_with(&[
+        ("demo.toml", "[runs]\nfoo = 1\n"),
+        ("unknown.toml", &HOST.replace("width", "widht")),
+        ("infeasible.toml", &HOST.replace("budget_ms = 2.2", "budget_ms = 10.5")),
+        ("guest.toml", "[guest]\nname = \"vr\"\nimage = \"nowhere\"\n[memory]\nsize = \"32M\"\n"),
+        ("host.toml", HOST),
+    ]);
+    for (arguments, words) in [
+        (&["no-such-command"][..], &["no-such-command"][..]),
+        (&["demo", "demo.toml"], &["demo.toml", "foo"]),
+        (&["demo", "missing.toml"], &["missing.toml", "cannot be read"]),
+        (&["demo", "--image", "nowhere"], &["nowhere", "make guest"]),
+        (&["host", "missing.toml"], &["missing.toml"]),
+        (&["host", "unknown.toml"], &["unknown.toml", "widht"]),
+        (&["host", "infeasible.toml"], &["infeasible.toml", "`vr`", "refused"]),
+        (&["run", "missing.toml"], &["missing.toml"]),
+        (&["run", "guest.toml", "--check"], &["guest.toml", "guest.image", "nowhere"]),
+        (&["run", "guest.toml"], &["guest.image", "make guest"]),
+    ] {
+        let (code, text) = failure(arguments, folder.path());
+        assert_eq!(code, Some(2), "{arguments:?}: {text}");
+        for word in words {
+            assert!(text.contains(word), "{arguments:?}: no `{word}` in: {text}");
+        }
+    }
+    assert!(sockets(folder.path()).is_empty());
+}
+
+#[test]
+fn check_finds_nothing_wrong_with_a_good_file_and_starts_nothing() {
+    let guest = "[guest]\nname = \"vr\"\nimage = \"image\"\n[memory]\nsize = \"32M\"\n";
+    let folder = folder_with(&[("guest.toml", guest), ("image", "any file")]);
+    let out = output(&["run", "guest.toml", "--check"], folder.path());
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+}
+
+#[test]
+fn a_host_serves_until_it_is_told_to_end_and_leaves_no_socket() {
+    let folder = folder_with(&[("host.toml", HOST)]);
+    let host = Host::start(folder.path());
+    assert_eq!(sockets(folder.path()).len(), 2);
+    let (code, last) = host.end();
+    assert_eq!((code, last.as_str()), (Some(0), r#"{"event":"drained"}"#));
+    assert!(sockets(folder.path()).is_empty());
+}
+
+#[test]
+fn a_host_whose_reader_is_gone_ends_by_itself() {
+    let folder = folder_with(&[("host.toml", HOST)]);
+    let mut host = Host::start(folder.path());
+    let status = {
+        let Host { child, lines } = &mut host;
+        // Closing the pipe: the next statistics find nobody.
+        *lines = BufReader::new(take_stdout(child)).lines();
+        child.wait().unwrap()
+    };
+    assert_eq!(status.code(), Some(0));
+    assert!(sockets(folder.path()).is_empty());
+}
+
+/// Some other readable pipe, in exchange for the host's.
+fn take_stdout(_of: &Child) -> std::process::ChildStdout {
+    let mut other =
+        Command::new("/bin/true").stdout(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+    let stdout = other.stdout.take().unwrap();
+    other.wait().unwrap();
+    stdout
+}
+
+#[test]
+fn a_guest_without_a_host_says_what_to_start() {
+    let Some(image) = guest_image("a_guest_without_a_host_says_what_to_start") else { return };
+    let folder = folder_with(&[("vr.toml", &guest_toml(&image, "none.sock", "none.sock"))]);
+    let (code, text) = failure(&["run", "vr.toml"], folder.path());
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("none.sock") && text.contains("beamline host"), "{text}");
+}
+
+#[test]
+fn two_guests_on_one_slice_are_refused() {
+    let Some(image) = guest_image("two_guests_on_one_slice_are_refused") else { return };
+    let guest = guest_toml(&image, "run/vr-pacer.sock", "run/vr-gpu.sock");
+    let folder = folder_with(&[("host.toml", HOST), ("vr.toml", &guest)]);
+    let host = Host::start(folder.path());
+    let mut first = beamline(&["run", "vr.toml"], folder.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
+    let ready = lines.find_map(|l| l.ok().filter(|l| l.starts_with("vr: READY")));
+    assert!(ready.is_some(), "the guest did not render");
+    let (code, text) = failure(&["run", "vr.toml"], folder.path());
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("vr-pacer.sock"), "{text}");
+    // The first one is not disturbed, and ends in order.
+    assert!(first.try_wait().unwrap().is_none());
+    kill_process(Pid::from_child(&first), Signal::TERM).unwrap();
+    assert_eq!(first.wait().unwrap().code(), Some(0));
+    assert_eq!(host.end().0, Some(0));
+}
+
+fn guest_toml(image: &Path, pacer: &str, gpu: &str) -> String {
+    format!(
+        "[guest]\nname = \"vr\"\nimage = \"{}\"\ncmdline = \"scene=vr\"\n[memory]\nsize = \"32M\"\n\
+         [[device]]\ntype = \"vfio-user\"\nsocket = \"{pacer}\"\ntimeout_ms = 2000\n\
+         [[device]]\ntype = \"vfio-user\"\nsocket = \"{gpu}\"\ntimeout_ms = 2000\n",
+        image.display()
+    )
+}
+
+/// The guest image, where guests can run; else says why the test is skipped.
+fn guest_image(test: &str) -> Option<PathBuf> {
+    let kvm = beamline_vmm::probe::kvm();
+    if !kvm.usable() {
+        println!("skip: {test}: {kvm}");
+        return None;
+    }
+    let image = std::env::var_os("BEAMLINE_GUEST").map(PathBuf::from).filter(|p| p.is_file());
+    if image.is_none() {
+        println!("skip: {test}: no guest image; `make guest` builds it, BEAMLINE_GUEST names it");
+    }
+    image
+}
