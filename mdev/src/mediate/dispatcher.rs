@@ -5,14 +5,14 @@
 //! decides. The thread around it (see [`crate::host`]) only waits; a test drives it with a clock of its own.
 
 use super::fence::Slab;
-use super::frames::Frames;
+use super::frames::{FrameJob, Frames, Pace};
 use super::job::{Grant, Job, MAX_LATCHES, Validated};
 use super::message::{Pending, Post, Work};
 use crate::backend::{Event, Gpu, GpuError, Latched, SliceKey, SliceLimits};
 use crate::device::eventfd::EventFd;
 use crate::memory::{Gpa, GuestMemory};
 use crate::vblank::Grid;
-use beamline_abi::frame::submit_flag;
+use beamline_abi::frame::{SubmitHeader, submit_flag};
 use beamline_abi::{Generation, Nanos, Reason};
 use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::{JobKey, SliceIndex, Stamp};
@@ -206,12 +206,12 @@ impl Dispatcher {
             let Ok(work) = self.slices[index].link.work.pop() else { return };
             match work {
                 Work::Attach { generation, pending } => {
-                    self.attach(index, generation, pending, now)
+                    self.attach(index, generation, pending, now);
                 }
                 Work::Detach => self.detach(index, now),
                 Work::Setup { job, pending } => self.setup(index, job, pending),
                 Work::Job { job, pending, arrival } => {
-                    self.submit(index, job, pending, arrival, now)
+                    self.submit(index, job, pending, arrival, now);
                 }
             }
         }
@@ -343,15 +343,10 @@ impl Dispatcher {
             return Err(Reason::Unsupported);
         }
         let background = contract.class == Class::Background;
-        let slot = slice.frames.place(
-            header.frame,
-            header.job,
-            header.jobs,
-            job.meta().presents,
-            slice.vblank,
-            contract.depth,
-            background,
-        )?;
+        let pace = if background { Pace::Own } else { Pace::Vblank { depth: contract.depth } };
+        let SubmitHeader { frame, job: place, jobs, .. } = *header;
+        let part = FrameJob { frame, job: place, jobs, presents: job.meta().presents };
+        let slot = slice.frames.place(part, slice.vblank, pace)?;
         if background {
             return Ok((slot, Nanos::ZERO, Nanos::MAX));
         }

@@ -32,6 +32,31 @@ pub struct Frames {
     last_slot: Option<u64>,
 }
 
+/// A job as the frames see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameJob {
+    /// Its frame.
+    pub frame: FrameId,
+    /// Its place in the frame.
+    pub job: JobIndex,
+    /// Jobs of the frame, at most 16.
+    pub jobs: u16,
+    /// It shows an image.
+    pub presents: bool,
+}
+
+/// What sets the rate of a slice's frames.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// One frame per vblank, at most `depth` vblanks ahead.
+    Vblank {
+        /// Frames in flight.
+        depth: u8,
+    },
+    /// The guest itself: several frames may begin at one vblank.
+    Own,
+}
+
 /// A frame to be shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shown {
@@ -43,18 +68,9 @@ pub struct Shown {
 
 impl Frames {
     /// Gives a job its vblank. `current` is the latest vblank; the first job of a frame takes the first
-    /// vblank from there that no earlier frame has, at most `depth` ahead. With `shared` several frames
-    /// may have one vblank (background work paces itself).
-    pub fn place(
-        &mut self,
-        frame: FrameId,
-        job: JobIndex,
-        jobs: u16,
-        presents: bool,
-        current: u64,
-        depth: u8,
-        shared: bool,
-    ) -> Result<u64, Reason> {
+    /// vblank from there that no earlier frame has, as far ahead as `pace` allows.
+    pub fn place(&mut self, job: FrameJob, current: u64, pace: Pace) -> Result<u64, Reason> {
+        let FrameJob { frame, job, jobs, presents } = job;
         let bit = 1u16.checked_shl(u32::from(job.0)).ok_or(Reason::Malformed)?;
         if let Some(t) = self.tracked.iter_mut().flatten().find(|t| t.frame == frame) {
             if t.jobs != jobs || t.seen & bit != 0 {
@@ -68,10 +84,12 @@ impl Frames {
             return Err(Reason::StaleFrame);
         }
         let slot = match self.last_slot {
-            Some(last) if !shared => current.max(last + 1),
+            Some(last) if pace != Pace::Own => current.max(last + 1),
             _ => current,
         };
-        if slot > current + u64::from(depth) {
+        if let Pace::Vblank { depth } = pace
+            && slot > current + u64::from(depth)
+        {
             return Err(Reason::Quota);
         }
         let free = self.tracked.iter_mut().find(|t| t.is_none()).ok_or(Reason::Quota)?;
@@ -121,7 +139,9 @@ mod tests {
     use super::*;
 
     fn place(f: &mut Frames, frame: u64, job: u16, current: u64) -> Result<u64, Reason> {
-        f.place(FrameId(frame), JobIndex(job), 2, job == 1, current, 2, false)
+        let job =
+            FrameJob { frame: FrameId(frame), job: JobIndex(job), jobs: 2, presents: job == 1 };
+        f.place(job, current, Pace::Vblank { depth: 2 })
     }
 
     #[test]
@@ -140,7 +160,8 @@ mod tests {
         let mut f = Frames::default();
         place(&mut f, 5, 0, 1).unwrap();
         assert_eq!(place(&mut f, 5, 0, 1), Err(Reason::Malformed));
-        assert_eq!(f.place(FrameId(5), JobIndex(1), 3, false, 1, 2, false), Err(Reason::Malformed));
+        let changed = FrameJob { frame: FrameId(5), job: JobIndex(1), jobs: 3, presents: false };
+        assert_eq!(f.place(changed, 1, Pace::Own), Err(Reason::Malformed));
         assert_eq!(place(&mut f, 4, 0, 1), Err(Reason::StaleFrame));
     }
 

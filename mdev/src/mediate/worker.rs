@@ -162,7 +162,7 @@ impl Worker {
             Request::GetDisplayInfo => self.say(pending, Short::DisplayInfo),
             Request::GetCapsetInfo { index: 0 } => self.say(pending, Short::CapsetInfo),
             Request::GetCapset { id: CAPSET_ID, .. } => {
-                self.say(pending, Short::Capset(self.generation))
+                self.say(pending, Short::Capset(self.generation));
             }
             Request::GetCapsetInfo { .. } | Request::GetCapset { .. } => {
                 self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_PARAMETER));
@@ -173,7 +173,7 @@ impl Worker {
                 self.say(pending, Short::Plain(cmd::RESP_OK_NODATA));
             }
             Request::CtxDestroy => {
-                self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_CONTEXT_ID))
+                self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_CONTEXT_ID));
             }
             Request::Submit3d { size } => return self.submission(chain, pending, size, now),
             Request::GetEdid | Request::Unknown(_) => {
