@@ -188,35 +188,32 @@ pub(crate) fn test(
     Ok(())
 }
 
+/// Quadratic in the cluster's size, which [`MAX_BURSTS`] bounds.
 fn cluster(bursts: &[Burst], block: impl Fn(u64) -> u64) -> Result<(), Shortage> {
     let mut by_deadline: Vec<&Burst> = bursts.iter().collect();
     by_deadline.sort_by_key(|b| b.deadline);
-    // Longest job among those due after each, for blocking: only these can run past an interval's start.
+    // Longest job that is due after each, and may be running when the interval begins.
+    let mut blocking = vec![0u64; bursts.len()];
     for start in bursts {
         let begin = start.arrival;
+        let (mut longest, mut tied, mut later) = (0, 0, u64::MAX);
+        for (b, blocking) in by_deadline.iter().zip(&mut blocking).rev() {
+            if b.deadline < later {
+                (longest, later) = (tied, b.deadline);
+            }
+            if b.release < begin {
+                tied = tied.max(b.chunk);
+            }
+            *blocking = longest;
+        }
         let mut demand = 0u64;
-        for (k, due) in by_deadline.iter().enumerate() {
+        for (due, &blocking) in by_deadline.iter().zip(&blocking) {
             if due.arrival < begin || due.deadline < begin {
                 continue;
             }
+            // Of those due at the same time the last one's sum decides; the others' are smaller.
             demand = demand.saturating_add(due.cost);
             let interval = due.deadline - begin;
-            // The next ones may be due at the same time; the last of them decides.
-            if by_deadline
-                .get(k + 1)
-                .is_some_and(|n| n.deadline == due.deadline && n.arrival >= begin)
-            {
-                continue;
-            }
-            if demand <= interval && interval - demand >= block(longest(bursts)) {
-                continue;
-            }
-            let blocking = by_deadline[k + 1..]
-                .iter()
-                .filter(|b| b.deadline > due.deadline && b.release < begin)
-                .map(|b| b.chunk)
-                .max()
-                .unwrap_or(0);
             let demand = demand.saturating_add(block(blocking));
             if demand > interval {
                 return Err(Shortage { interval, demand });
@@ -224,10 +221,6 @@ fn cluster(bursts: &[Burst], block: impl Fn(u64) -> u64) -> Result<(), Shortage>
         }
     }
     Ok(())
-}
-
-fn longest(bursts: &[Burst]) -> u64 {
-    bursts.iter().map(|b| b.chunk).max().unwrap_or(0)
 }
 
 /// The releases of two and a half hyperperiods and more, in order: enough for what one hyperperiod leaves
