@@ -36,12 +36,7 @@ pub struct CostTable {
 impl CostTable {
     /// Every job takes `default`.
     pub fn new(default: Nanos) -> Self {
-        Self {
-            base: HashMap::new(),
-            default,
-            jitter_permille: 0,
-            state: 0,
-        }
+        Self { base: HashMap::new(), default, jitter_permille: 0, state: 0 }
     }
 
     /// Job number `job` of the frames of slice `index` takes `cost`.
@@ -131,11 +126,7 @@ impl ModelGpu {
     }
 
     fn check(&self, slice: SliceKey) -> Result<(), GpuError> {
-        if self.attached.contains(&slice) {
-            Ok(())
-        } else {
-            Err(GpuError::NotAttached(slice))
-        }
+        if self.attached.contains(&slice) { Ok(()) } else { Err(GpuError::NotAttached(slice)) }
     }
 
     /// How many jobs are served at once.
@@ -149,12 +140,8 @@ impl ModelGpu {
     /// The job that ends first, and when.
     fn next_end(&self) -> Option<(usize, Nanos)> {
         let served = self.served();
-        let (index, job) = self
-            .jobs
-            .iter()
-            .take(served)
-            .enumerate()
-            .min_by_key(|(_, job)| job.left)?;
+        let (index, job) =
+            self.jobs.iter().take(served).enumerate().min_by_key(|(_, job)| job.left)?;
         let wait = (job.left * served as u128).div_ceil(PARTS);
         let wait = Nanos(u64::try_from(wait).unwrap_or(u64::MAX));
         Some((index, self.clock.saturating_add(wait)))
@@ -215,10 +202,7 @@ impl Gpu for ModelGpu {
             return Err(GpuError::InUse { new: slice, old });
         }
         self.attached.push(slice);
-        self.events.push_back(Event::Ready {
-            slice,
-            description: self.describe(),
-        });
+        self.events.push_back(Event::Ready { slice, description: self.describe() });
         Ok(())
     }
 
@@ -234,11 +218,7 @@ impl Gpu for ModelGpu {
             Ok(_) => Ok(()),
             Err(_) => Err(Reason::Malformed),
         };
-        self.events.push_back(Event::Configured {
-            slice,
-            token,
-            result,
-        });
+        self.events.push_back(Event::Configured { slice, token, result });
         Ok(())
     }
 
@@ -252,10 +232,7 @@ impl Gpu for ModelGpu {
     ) -> Result<(), GpuError> {
         self.check(slice)?;
         if job.len() > MAX_SUBMIT_BYTES || latched.len() > MAX_COMMANDS {
-            return Err(GpuError::TooLong {
-                len: job.len(),
-                latched: latched.len(),
-            });
+            return Err(GpuError::TooLong { len: job.len(), latched: latched.len() });
         }
         if self.jobs.iter().filter(|job| job.slice == slice).count() >= MAX_QUEUED_JOBS {
             return Err(GpuError::Busy(slice));

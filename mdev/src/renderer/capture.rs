@@ -24,9 +24,8 @@ pub(crate) fn read(gpu: &Device, image: &Image) -> Option<OwnedFd> {
                 usage: BufferUsages::MAP_READ | BufferUsages::COPY_DST,
                 mapped_at_creation: false,
             });
-            let mut encoder = gpu
-                .handle
-                .create_command_encoder(&CommandEncoderDescriptor { label: None });
+            let mut encoder =
+                gpu.handle.create_command_encoder(&CommandEncoderDescriptor { label: None });
             encoder.copy_texture_to_buffer(
                 image.texture.as_image_copy(),
                 TexelCopyBufferInfo {
@@ -37,11 +36,7 @@ pub(crate) fn read(gpu: &Device, image: &Image) -> Option<OwnedFd> {
                         rows_per_image: None,
                     },
                 },
-                Extent3d {
-                    width: image.width,
-                    height: image.height,
-                    depth_or_array_layers: 1,
-                },
+                Extent3d { width: image.width, height: image.height, depth_or_array_layers: 1 },
             );
             let done = gpu.queue.submit([encoder.finish()]);
             buffer.map_async(MapMode::Read, .., |_| {});
@@ -51,11 +46,8 @@ pub(crate) fn read(gpu: &Device, image: &Image) -> Option<OwnedFd> {
     gpu.wait(done).ok()?;
     let view = buffer.get_mapped_range(..).ok()?;
 
-    let fd = memfd_create(
-        c"beamline-image",
-        MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING,
-    )
-    .ok()?;
+    let fd =
+        memfd_create(c"beamline-image", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).ok()?;
     let mut file = File::from(fd);
     for line in view.chunks_exact(pitch as usize) {
         file.write_all(line.get(..row as usize)?).ok()?;

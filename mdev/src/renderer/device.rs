@@ -69,8 +69,7 @@ impl Device {
         let faults = Arc::new(Faults::default());
         let seen = Arc::clone(&faults);
         device.on_uncaptured_error(Arc::new(move |error| {
-            seen.uncaptured
-                .store(reason(&error) as u32, Ordering::Relaxed);
+            seen.uncaptured.store(reason(&error) as u32, Ordering::Relaxed);
         }));
         let seen = Arc::clone(&faults);
         device.set_device_lost_callback(move |_, _| seen.lost.store(true, Ordering::Relaxed));
@@ -113,12 +112,8 @@ impl Device {
 
     /// Runs `make` and answers the error it raised, if any, instead of its value.
     pub(crate) fn scoped<T>(&self, make: impl FnOnce() -> T) -> Result<T, Reason> {
-        let scopes = [
-            ErrorFilter::Internal,
-            ErrorFilter::OutOfMemory,
-            ErrorFilter::Validation,
-        ]
-        .map(|filter| self.handle.push_error_scope(filter));
+        let scopes = [ErrorFilter::Internal, ErrorFilter::OutOfMemory, ErrorFilter::Validation]
+            .map(|filter| self.handle.push_error_scope(filter));
         let value = make();
         let mut result = Ok(value);
         // Scopes end in the reverse of the order they began in.
@@ -132,10 +127,7 @@ impl Device {
 
     /// Waits until a submission has left the GPU.
     pub(crate) fn wait(&self, submission: SubmissionIndex) -> Result<(), Reason> {
-        let wait = PollType::Wait {
-            submission_index: Some(submission),
-            timeout: None,
-        };
+        let wait = PollType::Wait { submission_index: Some(submission), timeout: None };
         match self.handle.poll(wait) {
             Ok(_) if !self.is_lost() => Ok(()),
             _ => Err(Reason::DeviceLost),
@@ -154,10 +146,7 @@ fn reason(error: &wgpu::Error) -> Reason {
 /// The names of all Vulkan devices of this machine, the one that is taken without a filter first. Loads
 /// their drivers into this process.
 pub fn adapters() -> Vec<String> {
-    ranked(&open_vulkan())
-        .iter()
-        .map(|one| one.get_info().name)
-        .collect()
+    ranked(&open_vulkan()).iter().map(|one| one.get_info().name).collect()
 }
 
 fn open_vulkan() -> Instance {
@@ -188,9 +177,7 @@ fn choose(instance: &Instance, filter: Option<&str>) -> Result<Adapter, Renderer
     }
     let names: Vec<String> = all.iter().map(|one| one.get_info().name).collect();
     let wanted = filter.unwrap_or_default().to_lowercase();
-    let found = names
-        .iter()
-        .position(|name| name.to_lowercase().contains(&wanted));
+    let found = names.iter().position(|name| name.to_lowercase().contains(&wanted));
     match found {
         Some(index) => Ok(all.swap_remove(index)),
         None => Err(RendererError::NoSuchAdapter {
@@ -201,15 +188,8 @@ fn choose(instance: &Instance, filter: Option<&str>) -> Result<Adapter, Renderer
 }
 
 fn describe(info: &AdapterInfo, timestamps: bool) -> String {
-    let clock = if timestamps {
-        "GPU timestamps"
-    } else {
-        "no GPU timestamps"
-    };
-    format!(
-        "{} ({} {}, Vulkan, {clock})",
-        info.name, info.driver, info.driver_info
-    )
+    let clock = if timestamps { "GPU timestamps" } else { "no GPU timestamps" };
+    format!("{} ({} {}, Vulkan, {clock})", info.name, info.driver, info.driver_info)
 }
 
 /// When a job ran, and for how long.
@@ -224,11 +204,7 @@ pub(crate) struct Span {
 impl Span {
     /// A job that never reached the GPU.
     pub(crate) fn none(at: Nanos) -> Self {
-        Self {
-            start: at,
-            end: at,
-            ..Self::default()
-        }
+        Self { start: at, end: at, ..Self::default() }
     }
 }
 
@@ -313,37 +289,18 @@ pub(crate) fn place(
 ) -> Span {
     let whole = notified.saturating_sub(submitted);
     let Some([begin, end]) = ticks else {
-        return Span {
-            start: submitted,
-            end: notified,
-            busy: whole,
-            estimated: true,
-        };
+        return Span { start: submitted, end: notified, busy: whole, estimated: true };
     };
     // One nanosecond per tick needs no rounding, and a host's monotonic time is too long for an f64.
     let exact = (period - 1.0).abs() < f64::EPSILON;
     let ns = |ticks: u64| {
-        if exact {
-            ticks
-        } else {
-            (ticks as f64 * period) as u64
-        }
+        if exact { ticks } else { (ticks as f64 * period) as u64 }
     };
     let busy = Nanos(ns(end.saturating_sub(begin))).min(whole);
     if exact && begin >= submitted.0 && end <= notified.0 && begin <= end {
-        return Span {
-            start: Nanos(begin),
-            end: Nanos(end),
-            busy,
-            estimated: false,
-        };
+        return Span { start: Nanos(begin), end: Nanos(end), busy, estimated: false };
     }
-    Span {
-        start: notified.saturating_sub(busy),
-        end: notified,
-        busy,
-        estimated: true,
-    }
+    Span { start: notified.saturating_sub(busy), end: notified, busy, estimated: true }
 }
 
 #[cfg(test)]

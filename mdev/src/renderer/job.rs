@@ -18,11 +18,7 @@ pub(crate) struct Executor {
 
 impl Executor {
     pub(crate) fn new(gpu: Arc<Device>) -> Self {
-        Self {
-            gpu,
-            table: Table::default(),
-            presented: None,
-        }
+        Self { gpu, table: Table::default(), presented: None }
     }
 
     /// Takes over what a setup made.
@@ -72,9 +68,8 @@ impl Executor {
         latched: &[Latched],
     ) -> Result<(CommandBuffer, Option<Image>), Reason> {
         let gpu = &self.gpu;
-        let mut encoder = gpu
-            .handle
-            .create_command_encoder(&CommandEncoderDescriptor { label: None });
+        let mut encoder =
+            gpu.handle.create_command_encoder(&CommandEncoderDescriptor { label: None });
         let mut present = None;
         {
             let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor {
@@ -92,11 +87,7 @@ impl Executor {
                         let buffer = self.table.buffer(latch.id, latch.offset, data.len())?;
                         gpu.queue.write_buffer(buffer, latch.offset, data);
                     }
-                    Command::Dispatch {
-                        pipeline,
-                        groups: [x, y, z],
-                        bindings,
-                    } => {
+                    Command::Dispatch { pipeline, groups: [x, y, z], bindings } => {
                         let (pipeline, group) =
                             self.table.pipeline(&gpu.handle, pipeline, &bindings)?;
                         pass.set_pipeline(&pipeline);
@@ -128,8 +119,5 @@ fn latched_bytes(latched: &[Latched], index: usize, len: u32) -> Result<&[u8], R
         .iter()
         .find(|one| usize::from(one.command) == index && u32::from(one.len) == len)
         .ok_or(Reason::Malformed)?;
-    found
-        .data
-        .get(..usize::from(found.len))
-        .ok_or(Reason::Malformed)
+    found.data.get(..usize::from(found.len)).ok_or(Reason::Malformed)
 }

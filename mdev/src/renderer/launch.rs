@@ -59,12 +59,8 @@ impl Launcher {
 
     /// The two ends of a renderer's socket, the host's first, with the first order in it.
     pub(crate) fn connect(&self, limits: SliceLimits) -> io::Result<(OwnedFd, OwnedFd)> {
-        let (host, renderer) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::SEQPACKET,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
+        let (host, renderer) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         set_socket_send_buffer_size(&host, SEND_BUFFER)?;
         let start = Start {
             limits,

@@ -93,17 +93,11 @@ pub(crate) struct Head {
 
 impl Head {
     pub(crate) fn new(kind: Kind) -> Self {
-        Self {
-            kind: kind as u32,
-            ..Self::default()
-        }
+        Self { kind: kind as u32, ..Self::default() }
     }
 
     pub(crate) fn token(kind: Kind, token: u64) -> Self {
-        Self {
-            token,
-            ..Self::new(kind)
-        }
+        Self { token, ..Self::new(kind) }
     }
 
     #[must_use]
@@ -181,9 +175,7 @@ impl PacketBuffer {
         if message.bytes == 0 {
             return Ok(Received::Closed);
         }
-        let whole = !message
-            .flags
-            .intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
+        let whole = !message.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC);
         let bytes = &self.0.as_slice().as_bytes()[..message.bytes.min(self.0.len() * 8)];
         Ok(match Head::read_from_prefix(bytes) {
             Ok((head, payload)) if whole => Received::Packet(Packet { head, payload, fd }),
@@ -209,11 +201,7 @@ pub(crate) fn send(
     fd: Option<BorrowedFd<'_>>,
     wait: bool,
 ) -> Result<(), Errno> {
-    let iov = [
-        IoSlice::new(head.as_bytes()),
-        IoSlice::new(payload[0]),
-        IoSlice::new(payload[1]),
-    ];
+    let iov = [IoSlice::new(head.as_bytes()), IoSlice::new(payload[0]), IoSlice::new(payload[1])];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = fd.map(|fd| [fd]);

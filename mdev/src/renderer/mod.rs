@@ -89,10 +89,7 @@ pub enum RendererError {
 /// A renderer's whole life, on the socket that its host gave it as standard input. Returns when the host
 /// closes the socket.
 pub fn main() -> Result<(), RendererError> {
-    let socket = io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|_| RendererError::NotAChild)?;
+    let socket = io::stdin().as_fd().try_clone_to_owned().map_err(|_| RendererError::NotAChild)?;
     if rustix::net::sockopt::socket_type(&socket) != Ok(SocketType::SEQPACKET) {
         return Err(RendererError::NotAChild);
     }
@@ -113,10 +110,7 @@ pub fn main() -> Result<(), RendererError> {
 fn confine() {
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     let _ = rustix::thread::set_no_new_privs(true);
-    let none = Rlimit {
-        current: Some(0),
-        maximum: Some(0),
-    };
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
     let _ = setrlimit(Resource::Core, none);
 }
 
@@ -125,7 +119,8 @@ fn serve(socket: &OwnedFd) -> Result<(), RendererError> {
     let Some(start) = receive_start(socket.as_fd(), &mut packets)? else {
         return Ok(());
     };
-    // The driver's threads inherit where the thread that makes them runs.
+    // The driver's threads inherit where the thread that makes them runs, and how urgently.
+    threads::ordinary();
     threads::pin(&start.render_cpus);
     let gpu = Arc::new(Device::open(start.adapter.as_deref())?);
     let mut executor = Executor::new(Arc::clone(&gpu));
@@ -140,13 +135,7 @@ fn serve(socket: &OwnedFd) -> Result<(), RendererError> {
     let mut name = gpu.description().to_owned();
     name.truncate(name.floor_char_boundary(MAX_TEXT));
     reply(socket.as_fd(), &Head::new(Kind::Ready), name.as_bytes())?;
-    let mut renderer = Renderer {
-        socket: socket.as_fd(),
-        gpu,
-        executor,
-        orders,
-        made,
-    };
+    let mut renderer = Renderer { socket: socket.as_fd(), gpu, executor, orders, made };
     renderer.run(&mut packets)
 }
 
@@ -174,18 +163,13 @@ fn receive<'a>(
         Ok(Received::Packet(packet)) => Ok(Some(packet)),
         Ok(Received::Closed | Received::Nothing) => Ok(None),
         Ok(Received::Garbage) => Err(RendererError::Protocol("a packet of a wrong size")),
-        Err(source) => Err(RendererError::Socket {
-            what: "receive",
-            source,
-        }),
+        Err(source) => Err(RendererError::Socket { what: "receive", source }),
     }
 }
 
 fn reply(socket: BorrowedFd<'_>, head: &Head, text: &[u8]) -> Result<(), RendererError> {
-    send(socket, head, [text, &[]], None, true).map_err(|source| RendererError::Socket {
-        what: "send",
-        source,
-    })
+    send(socket, head, [text, &[]], None, true)
+        .map_err(|source| RendererError::Socket { what: "send", source })
 }
 
 /// The job thread.

@@ -32,18 +32,11 @@ pub(crate) struct Pipeline {
 
 impl Pipeline {
     pub(crate) fn new(compute: ComputePipeline, layout: Option<BindGroupLayout>) -> Self {
-        Self {
-            compute,
-            layout,
-            groups: Vec::with_capacity(CACHED_GROUPS),
-            oldest: 0,
-        }
+        Self { compute, layout, groups: Vec::with_capacity(CACHED_GROUPS), oldest: 0 }
     }
 
     fn cached(&self, bindings: &Bindings) -> Option<&BindGroup> {
-        self.groups
-            .iter()
-            .find_map(|(key, group)| (key == bindings).then_some(group))
+        self.groups.iter().find_map(|(key, group)| (key == bindings).then_some(group))
     }
 
     fn keep(&mut self, bindings: Bindings, group: BindGroup) {
@@ -118,10 +111,7 @@ impl Table {
     }
 
     fn get(&self, id: u32) -> Result<&Resource, Reason> {
-        self.0
-            .get(id as usize)
-            .and_then(Option::as_ref)
-            .ok_or(Reason::BadId)
+        self.0.get(id as usize).and_then(Option::as_ref).ok_or(Reason::BadId)
     }
 
     /// The buffer with this ID, in which `len` bytes at `offset` exist.

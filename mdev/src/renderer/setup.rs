@@ -53,13 +53,7 @@ impl Setup {
         socket: OwnedFd,
     ) -> Result<SyncSender<Order>, RendererError> {
         let (orders, queue) = sync_channel(QUEUE);
-        let mut setup = Self {
-            gpu,
-            limits,
-            ledger: Ledger::new(),
-            changes,
-            socket,
-        };
+        let mut setup = Self { gpu, limits, ledger: Ledger::new(), changes, socket };
         thread::Builder::new()
             .name("setup".into())
             .stack_size(STACK_BYTES)
@@ -90,9 +84,7 @@ impl Setup {
         };
         let result = batch.run(stream);
         if result.is_ok() {
-            let Batch {
-                ledger, changes, ..
-            } = batch;
+            let Batch { ledger, changes, .. } = batch;
             self.ledger = ledger;
             // Before the answer: the job thread takes changes over before each job.
             if self.changes.send(changes).is_err() {
@@ -129,21 +121,18 @@ impl Batch<'_> {
                 Command::CreateBuffer(body) => {
                     self.account(body.id, body.size)?;
                     let buffer = create_buffer(self.gpu, body.size)?;
-                    self.changes
-                        .push(Change::Add(body.id, Resource::Buffer(buffer)));
+                    self.changes.push(Change::Add(body.id, Resource::Buffer(buffer)));
                 }
                 Command::CreateImage(body) => {
                     let bytes = 4 * u64::from(body.width) * u64::from(body.height);
                     self.account(body.id, bytes)?;
                     let image = create_image(self.gpu, body.width, body.height)?;
-                    self.changes
-                        .push(Change::Add(body.id, Resource::Image(image)));
+                    self.changes.push(Change::Add(body.id, Resource::Image(image)));
                 }
                 Command::CreatePipeline { id, entry, wgsl } => {
                     self.account(id, 0)?;
                     let pipeline = create_pipeline(self.gpu, entry, wgsl)?;
-                    self.changes
-                        .push(Change::Add(id, Resource::Pipeline(Box::new(pipeline))));
+                    self.changes.push(Change::Add(id, Resource::Pipeline(Box::new(pipeline))));
                 }
                 Command::Destroy(body) => {
                     self.ledger.remove(&body.id).ok_or(Reason::BadId)?;
@@ -162,9 +151,7 @@ impl Batch<'_> {
         }
         // No sum of these can overflow: each entry is below the limit it passed.
         let used: u64 = self.ledger.values().sum();
-        let fits = used
-            .checked_add(bytes)
-            .is_some_and(|all| all <= self.limits.memory);
+        let fits = used.checked_add(bytes).is_some_and(|all| all <= self.limits.memory);
         if id >= self.limits.max_resources || !fits {
             return Err(Reason::Quota);
         }
@@ -188,9 +175,8 @@ pub(crate) fn create_buffer(gpu: &Device, size: u64) -> Result<wgpu::Buffer, Rea
                 | BufferUsages::COPY_SRC,
             mapped_at_creation: false,
         });
-        let mut encoder = gpu
-            .handle
-            .create_command_encoder(&CommandEncoderDescriptor { label: None });
+        let mut encoder =
+            gpu.handle.create_command_encoder(&CommandEncoderDescriptor { label: None });
         encoder.clear_buffer(&buffer, 0, None);
         (buffer, gpu.queue.submit([encoder.finish()]))
     })
@@ -202,11 +188,7 @@ pub(crate) fn create_image(gpu: &Device, width: u32, height: u32) -> Result<Imag
     gpu.scoped(|| {
         let texture = gpu.handle.create_texture(&TextureDescriptor {
             label: None,
-            size: Extent3d {
-                width,
-                height,
-                depth_or_array_layers: 1,
-            },
+            size: Extent3d { width, height, depth_or_array_layers: 1 },
             mip_level_count: 1,
             sample_count: 1,
             dimension: TextureDimension::D2,
@@ -218,23 +200,13 @@ pub(crate) fn create_image(gpu: &Device, width: u32, height: u32) -> Result<Imag
             view_formats: &[],
         });
         let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
-        let mut encoder = gpu
-            .handle
-            .create_command_encoder(&CommandEncoderDescriptor { label: None });
-        if gpu
-            .handle
-            .features()
-            .contains(wgpu::Features::CLEAR_TEXTURE)
-        {
+        let mut encoder =
+            gpu.handle.create_command_encoder(&CommandEncoderDescriptor { label: None });
+        if gpu.handle.features().contains(wgpu::Features::CLEAR_TEXTURE) {
             encoder.clear_texture(&texture, &ImageSubresourceRange::default());
         }
         let done = gpu.queue.submit([encoder.finish()]);
-        let image = Image {
-            texture,
-            view,
-            width,
-            height,
-        };
+        let image = Image { texture, view, width, height };
         (image, done)
     })
     .and_then(|(image, done)| gpu.wait(done).map(|()| image))
@@ -248,15 +220,14 @@ pub(crate) fn create_pipeline(gpu: &Device, entry: &str, wgsl: &str) -> Result<P
                 label: None,
                 source: ShaderSource::Wgsl(wgsl.into()),
             });
-            gpu.handle
-                .create_compute_pipeline(&ComputePipelineDescriptor {
-                    label: None,
-                    layout: None,
-                    module: &module,
-                    entry_point: Some(entry),
-                    compilation_options: wgpu::PipelineCompilationOptions::default(),
-                    cache: None,
-                })
+            gpu.handle.create_compute_pipeline(&ComputePipelineDescriptor {
+                label: None,
+                layout: None,
+                module: &module,
+                entry_point: Some(entry),
+                compilation_options: wgpu::PipelineCompilationOptions::default(),
+                cache: None,
+            })
         })
         .map_err(|reason| match reason {
             Reason::DeviceLost => Reason::DeviceLost,

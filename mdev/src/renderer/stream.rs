@@ -36,23 +36,11 @@ impl Bindings {
 pub(crate) enum Command<'a> {
     CreateBuffer(CreateBuffer),
     CreateImage(CreateImage),
-    CreatePipeline {
-        id: u32,
-        entry: &'a str,
-        wgsl: &'a str,
-    },
+    CreatePipeline { id: u32, entry: &'a str, wgsl: &'a str },
     Destroy(Destroy),
-    Write {
-        id: u32,
-        offset: u64,
-        data: &'a [u8],
-    },
+    Write { id: u32, offset: u64, data: &'a [u8] },
     Latch(Latch),
-    Dispatch {
-        pipeline: u32,
-        groups: [u32; 3],
-        bindings: Bindings,
-    },
+    Dispatch { pipeline: u32, groups: [u32; 3], bindings: Bindings },
     Present(Present),
 }
 
@@ -78,11 +66,7 @@ impl<'a> Stream<'a> {
         {
             return Err(Reason::Malformed);
         }
-        Ok(Self {
-            kind,
-            left: header.commands,
-            bytes: rest,
-        })
+        Ok(Self { kind, left: header.commands, bytes: rest })
     }
 
     fn command(&mut self) -> Result<Command<'a>, Reason> {
@@ -94,10 +78,8 @@ impl<'a> Stream<'a> {
         let (command, rest) = self.bytes.split_at_checked(len).ok_or(Reason::Malformed)?;
         self.bytes = rest;
         let op = Op::from_raw(head.0.op).ok_or(Reason::Unsupported)?;
-        let setup = matches!(
-            op,
-            Op::CreateBuffer | Op::CreateImage | Op::CreatePipeline | Op::Destroy
-        );
+        let setup =
+            matches!(op, Op::CreateBuffer | Op::CreateImage | Op::CreatePipeline | Op::Destroy);
         if setup != (self.kind == SubmitKind::Setup) {
             return Err(Reason::Malformed);
         }

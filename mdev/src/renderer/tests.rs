@@ -31,21 +31,15 @@ fn what_is_written_is_read_back() {
         .dispatch(2, [4, 5, 6], &[(0, 3), (1, 9)])
         .present(9)
         .finish();
-    let commands: Vec<_> = Stream::open(&job, SubmitKind::Job)
-        .unwrap()
-        .map(Result::unwrap)
-        .collect();
+    let commands: Vec<_> =
+        Stream::open(&job, SubmitKind::Job).unwrap().map(Result::unwrap).collect();
     assert!(matches!(
         commands[0],
         Command::Write { id: 3, offset: 8, data } if data == [1, 2, 3, 4]
     ));
     assert!(matches!(&commands[1], Command::Latch(latch) if latch.len == 16));
     match &commands[2] {
-        Command::Dispatch {
-            pipeline,
-            groups,
-            bindings,
-        } => {
+        Command::Dispatch { pipeline, groups, bindings } => {
             assert_eq!((*pipeline, *groups), (2, [4, 5, 6]));
             let pairs: Vec<_> = bindings.as_slice().iter().map(|b| (b.slot, b.id)).collect();
             assert_eq!(pairs, [(0, 3), (1, 9)]);

@@ -21,13 +21,20 @@ pub(crate) fn pin(cpus: &[u32]) {
     }
 }
 
+/// Makes the calling thread an ordinary one, whatever the host's thread was that started this process: the
+/// driver's threads inherit it, and a shader must not run at a real-time priority.
+pub(crate) fn ordinary() {
+    schedule(libc::SCHED_OTHER, 0);
+}
+
 /// Asks that the calling thread preempts ordinary threads; without the permission it stays as it is.
 pub(crate) fn prefer() {
-    let param = libc::sched_param {
-        sched_priority: JOB_PRIORITY,
-    };
-    // Threads started later (the driver's, the setup thread) must not inherit it.
-    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // Threads started later must not inherit it.
+    schedule(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, JOB_PRIORITY);
+}
+
+fn schedule(policy: libc::c_int, priority: libc::c_int) {
+    let param = libc::sched_param { sched_priority: priority };
     // SAFETY: `param` is initialised and outlives the call, which only reads it; 0 is the calling thread.
     let _ = unsafe { libc::sched_setscheduler(0, policy, &raw const param) };
 }

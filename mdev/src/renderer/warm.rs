@@ -111,10 +111,7 @@ fn dispatch(gpu: &Device, pipeline: &Pipeline, wants: &[(u32, StandIn)], side: u
                 Resource::Image(image) => BindingResource::TextureView(&image.view),
                 Resource::Pipeline(_) => return None,
             };
-            Some(BindGroupEntry {
-                binding: *slot,
-                resource,
-            })
+            Some(BindGroupEntry { binding: *slot, resource })
         })
         .collect();
     let done = gpu
@@ -126,9 +123,8 @@ fn dispatch(gpu: &Device, pipeline: &Pipeline, wants: &[(u32, StandIn)], side: u
                     entries: &entries,
                 })
             });
-            let mut encoder = gpu
-                .handle
-                .create_command_encoder(&CommandEncoderDescriptor::default());
+            let mut encoder =
+                gpu.handle.create_command_encoder(&CommandEncoderDescriptor::default());
             {
                 let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor::default());
                 pass.set_pipeline(&pipeline.compute);

@@ -17,21 +17,14 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(kind: SubmitKind) -> Self {
-        Self {
-            kind,
-            commands: 0,
-            bytes: Vec::new(),
-        }
+        Self { kind, commands: 0, bytes: Vec::new() }
     }
 
     fn command<T: IntoBytes + Immutable>(mut self, op: Op, body: &T, tail: &[&[u8]]) -> Self {
         let tail_len: usize = tail.iter().map(|part| part.len()).sum();
         let len = pad8(size_of::<CommandHeader>() + size_of::<T>() + tail_len);
         let end = self.bytes.len() + len;
-        let head = CommandHeader {
-            op: op as u32,
-            len: len as u32,
-        };
+        let head = CommandHeader { op: op as u32, len: len as u32 };
         self.bytes.extend_from_slice(head.as_bytes());
         self.bytes.extend_from_slice(body.as_bytes());
         for part in tail {
@@ -44,22 +37,13 @@ impl Writer {
 
     #[cfg(test)]
     pub(crate) fn buffer(self, id: u32, size: u64) -> Self {
-        let body = CreateBuffer {
-            id,
-            size,
-            ..CreateBuffer::default()
-        };
+        let body = CreateBuffer { id, size, ..CreateBuffer::default() };
         self.command(Op::CreateBuffer, &body, &[])
     }
 
     #[cfg(test)]
     pub(crate) fn image(self, id: u32, width: u32, height: u32) -> Self {
-        let body = CreateImage {
-            id,
-            format: 0,
-            width,
-            height,
-        };
+        let body = CreateImage { id, format: 0, width, height };
         self.command(Op::CreateImage, &body, &[])
     }
 
@@ -71,11 +55,7 @@ impl Writer {
             wgsl_len: wgsl.len() as u32,
             reserved: 0,
         };
-        self.command(
-            Op::CreatePipeline,
-            &body,
-            &[entry.as_bytes(), wgsl.as_bytes()],
-        )
+        self.command(Op::CreatePipeline, &body, &[entry.as_bytes(), wgsl.as_bytes()])
     }
 
     #[cfg(test)]
@@ -84,36 +64,20 @@ impl Writer {
     }
 
     pub(crate) fn write(self, id: u32, offset: u64, data: &[u8]) -> Self {
-        let body = WriteBuffer {
-            id,
-            len: data.len() as u32,
-            offset,
-        };
+        let body = WriteBuffer { id, len: data.len() as u32, offset };
         self.command(Op::WriteBuffer, &body, &[data])
     }
 
     #[cfg(test)]
     pub(crate) fn latch(self, id: u32, offset: u64, len: u32) -> Self {
-        let body = Latch {
-            id,
-            len,
-            offset,
-            addr: 0,
-        };
+        let body = Latch { id, len, offset, addr: 0 };
         self.command(Op::Latch, &body, &[])
     }
 
     pub(crate) fn dispatch(self, pipeline: u32, groups: [u32; 3], bindings: &[(u32, u32)]) -> Self {
-        let body = Dispatch {
-            pipeline,
-            groups,
-            bindings: bindings.len() as u32,
-            reserved: 0,
-        };
-        let bindings: Vec<Binding> = bindings
-            .iter()
-            .map(|&(slot, id)| Binding { slot, id })
-            .collect();
+        let body = Dispatch { pipeline, groups, bindings: bindings.len() as u32, reserved: 0 };
+        let bindings: Vec<Binding> =
+            bindings.iter().map(|&(slot, id)| Binding { slot, id }).collect();
         self.command(Op::Dispatch, &body, &[bindings.as_bytes()])
     }
 

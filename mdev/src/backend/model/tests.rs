@@ -2,23 +2,14 @@ use super::*;
 use beamline_abi::{Generation, JobIndex};
 use zerocopy::IntoBytes;
 
-const LIMITS: SliceLimits = SliceLimits {
-    memory: 1 << 20,
-    max_resources: 16,
-};
+const LIMITS: SliceLimits = SliceLimits { memory: 1 << 20, max_resources: 16 };
 
 fn key(index: u16) -> SliceKey {
-    SliceKey {
-        index,
-        generation: Generation(1),
-    }
+    SliceKey { index, generation: Generation(1) }
 }
 
 fn header(job: u16) -> SubmitHeader {
-    SubmitHeader {
-        job: JobIndex(job),
-        ..SubmitHeader::default()
-    }
+    SubmitHeader { job: JobIndex(job), ..SubmitHeader::default() }
 }
 
 fn gpu(service: Service, slices: u16) -> ModelGpu {
@@ -33,22 +24,14 @@ fn gpu(service: Service, slices: u16) -> ModelGpu {
 
 fn submit(gpu: &mut ModelGpu, now: u64, slice: u16, ticket: u32) {
     let job = header(0);
-    gpu.submit(Nanos(now), key(slice), Ticket(ticket), job.as_bytes(), &[])
-        .unwrap();
+    gpu.submit(Nanos(now), key(slice), Ticket(ticket), job.as_bytes(), &[]).unwrap();
 }
 
 /// (ticket, start, end) of what is done by `now`.
 fn done(gpu: &mut ModelGpu, now: u64) -> Vec<(u32, u64, u64)> {
     let mut seen = Vec::new();
     gpu.poll(Nanos(now), &mut |event| {
-        if let Event::Done {
-            ticket,
-            gpu_start,
-            gpu_end,
-            result,
-            ..
-        } = event
-        {
+        if let Event::Done { ticket, gpu_start, gpu_end, result, .. } = event {
             result.unwrap();
             seen.push((ticket.0, gpu_start.0, gpu_end.0));
         }
@@ -92,10 +75,7 @@ fn sharing_among_three_loses_no_time() {
     for now in (1..3000).step_by(7) {
         assert_eq!(done(&mut gpu, now), []);
     }
-    assert_eq!(
-        done(&mut gpu, 3000),
-        [(0, 0, 3000), (1, 0, 3000), (2, 0, 3000)]
-    );
+    assert_eq!(done(&mut gpu, 3000), [(0, 0, 3000), (1, 0, 3000), (2, 0, 3000)]);
 }
 
 #[test]
@@ -117,32 +97,20 @@ fn detach_ends_the_running_job_and_its_events() {
         gpu.configure(key(0), 6, header(0).as_bytes()),
         Err(GpuError::NotAttached(_))
     ));
-    let next = SliceKey {
-        index: 0,
-        generation: Generation(2),
-    };
+    let next = SliceKey { index: 0, generation: Generation(2) };
     gpu.attach(next, LIMITS).unwrap();
-    assert!(matches!(
-        gpu.attach(key(0), LIMITS),
-        Err(GpuError::InUse { .. })
-    ));
+    assert!(matches!(gpu.attach(key(0), LIMITS), Err(GpuError::InUse { .. })));
 }
 
 #[test]
 fn jitter_repeats_for_the_same_seed() {
     let run = |seed| {
         let mut table = CostTable::new(Nanos(1_000_000)).jitter(100, seed);
-        (0..50)
-            .map(|_| table.cost(key(0), &header(0)))
-            .collect::<Vec<_>>()
+        (0..50).map(|_| table.cost(key(0), &header(0))).collect::<Vec<_>>()
     };
     assert_eq!(run(3), run(3));
     assert_ne!(run(3), run(4));
-    assert!(
-        run(3)
-            .iter()
-            .all(|cost| (1_000_000..=1_100_000).contains(&cost.0))
-    );
+    assert!(run(3).iter().all(|cost| (1_000_000..=1_100_000).contains(&cost.0)));
 }
 
 #[test]
@@ -153,8 +121,7 @@ fn bad_orders_are_refused() {
         gpu.submit(Nanos(0), key(0), Ticket(0), &long, &[]),
         Err(GpuError::TooLong { .. })
     ));
-    gpu.submit(Nanos(0), key(0), Ticket(1), &[1, 2, 3], &[])
-        .unwrap();
+    gpu.submit(Nanos(0), key(0), Ticket(1), &[1, 2, 3], &[]).unwrap();
     let mut reasons = Vec::new();
     gpu.poll(Nanos(0), &mut |event| {
         if let Event::Done { result, .. } = event {

@@ -77,18 +77,9 @@ impl Life {
 }
 
 enum Order {
-    Start {
-        slice: SliceKey,
-        life: Arc<Life>,
-        socket: OwnedFd,
-    },
+    Start { slice: SliceKey, life: Arc<Life>, socket: OwnedFd },
     Reap(Child),
-    Copy {
-        slice: SliceKey,
-        width: u32,
-        height: u32,
-        pixels: OwnedFd,
-    },
+    Copy { slice: SliceKey, width: u32, height: u32, pixels: OwnedFd },
 }
 
 /// The thread, as the backend sees it.
@@ -104,21 +95,9 @@ impl Keeper {
         let (orders, queue) = channel();
         let (events, done) = channel();
         let wake = Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
-        let worker = Worker {
-            launcher,
-            events,
-            wake: Arc::clone(&wake),
-            killed: Vec::new(),
-        };
-        let thread = Builder::new()
-            .name("keeper".into())
-            .spawn(move || worker.run(&queue))?;
-        Ok(Self {
-            orders: Some(orders),
-            done,
-            wake,
-            thread: Some(thread),
-        })
+        let worker = Worker { launcher, events, wake: Arc::clone(&wake), killed: Vec::new() };
+        let thread = Builder::new().name("keeper".into()).spawn(move || worker.run(&queue))?;
+        Ok(Self { orders: Some(orders), done, wake, thread: Some(thread) })
     }
 
     /// Readable when [`Self::drain`] has something.
@@ -135,11 +114,7 @@ impl Keeper {
     }
 
     pub(super) fn start(&self, slice: SliceKey, life: Arc<Life>, socket: OwnedFd) {
-        self.order(Order::Start {
-            slice,
-            life,
-            socket,
-        });
+        self.order(Order::Start { slice, life, socket });
     }
 
     /// Kills a life's process at once and leaves the rest to the thread.
@@ -150,12 +125,7 @@ impl Keeper {
     }
 
     pub(super) fn copy(&self, slice: SliceKey, width: u32, height: u32, pixels: OwnedFd) {
-        self.order(Order::Copy {
-            slice,
-            width,
-            height,
-            pixels,
-        });
+        self.order(Order::Copy { slice, width, height, pixels });
     }
 
     fn order(&self, order: Order) {
@@ -195,8 +165,7 @@ impl Worker {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            self.killed
-                .retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+            self.killed.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
         }
         for mut child in self.killed {
             let _ = child.wait();
@@ -205,33 +174,14 @@ impl Worker {
 
     fn obey(&mut self, order: Order) {
         match order {
-            Order::Start {
-                slice,
-                life,
-                socket,
-            } => self.start(slice, &life, socket),
+            Order::Start { slice, life, socket } => self.start(slice, &life, socket),
             Order::Reap(child) => self.killed.push(child),
-            Order::Copy {
-                slice,
-                width,
-                height,
-                pixels,
-            } => {
+            Order::Copy { slice, width, height, pixels } => {
                 let event = match copy(width, height, pixels) {
-                    Ok(rgba) => Event::Image {
-                        slice,
-                        width,
-                        height,
-                        rgba,
-                    },
+                    Ok(rgba) => Event::Image { slice, width, height, rgba },
                     Err(error) => {
                         tracing::warn!(%slice, %error, "a renderer's image cannot be read");
-                        Event::Image {
-                            slice,
-                            width: 0,
-                            height: 0,
-                            rgba: Vec::new(),
-                        }
+                        Event::Image { slice, width: 0, height: 0, rgba: Vec::new() }
                     }
                 };
                 self.tell(event);

@@ -105,11 +105,9 @@ impl WgpuGpu {
                     }
                     events(event);
                 }
-                Ok(Heard::Pixels {
-                    width,
-                    height,
-                    pixels,
-                }) => self.keeper.copy(key, width, height, pixels),
+                Ok(Heard::Pixels { width, height, pixels }) => {
+                    self.keeper.copy(key, width, height, pixels)
+                }
                 Err(reason) => {
                     slice.end(&self.epoll, &self.keeper);
                     events(Event::Lost { slice: key, reason });
@@ -155,15 +153,9 @@ impl Gpu for WgpuGpu {
         }
         let index = usize::from(key.index);
         if let Some(Some(old)) = self.slices.get(index) {
-            return Err(GpuError::InUse {
-                new: key,
-                old: old.key,
-            });
+            return Err(GpuError::InUse { new: key, old: old.key });
         }
-        let system = |source| GpuError::System {
-            what: "connect a renderer",
-            source,
-        };
+        let system = |source| GpuError::System { what: "connect a renderer", source };
         let (socket, theirs) = self.launcher.connect(limits).map_err(system)?;
         watch(&self.epoll, socket.as_fd(), pack(key)).map_err(|error| system(error.into()))?;
         let life = Arc::default();
@@ -187,10 +179,7 @@ impl Gpu for WgpuGpu {
     fn configure(&mut self, key: SliceKey, token: u64, setup: &[u8]) -> Result<(), GpuError> {
         let slice = self.slice(key)?;
         if setup.len() > MAX_SUBMIT_BYTES {
-            return Err(GpuError::TooLong {
-                len: setup.len(),
-                latched: 0,
-            });
+            return Err(GpuError::TooLong { len: setup.len(), latched: 0 });
         }
         if slice.setups.len() >= MAX_QUEUED_SETUPS {
             return Err(GpuError::Busy(key));
@@ -210,18 +199,13 @@ impl Gpu for WgpuGpu {
     ) -> Result<(), GpuError> {
         let slice = self.slice(key)?;
         if job.len() > MAX_SUBMIT_BYTES || latched.len() > MAX_COMMANDS {
-            return Err(GpuError::TooLong {
-                len: job.len(),
-                latched: latched.len(),
-            });
+            return Err(GpuError::TooLong { len: job.len(), latched: latched.len() });
         }
         if slice.jobs.len() >= MAX_QUEUED_JOBS {
             return Err(GpuError::Busy(key));
         }
-        let head = Head {
-            count: latched.len() as u32,
-            ..Head::token(Kind::Job, u64::from(ticket.0))
-        };
+        let head =
+            Head { count: latched.len() as u32, ..Head::token(Kind::Job, u64::from(ticket.0)) };
         order(slice, &head, [latched.as_bytes(), job])?;
         slice.jobs.push_back((ticket, now));
         Ok(())
@@ -229,10 +213,7 @@ impl Gpu for WgpuGpu {
 
     fn poll(&mut self, _now: Nanos, events: &mut dyn FnMut(Event)) {
         let mut room = [MaybeUninit::uninit(); READY_AT_ONCE];
-        let at_once = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         let Ok((ready, _)) = epoll::wait(&self.epoll, &mut room, Some(&at_once)) else {
             // Interrupted: what is there stays there.
             return;
@@ -299,8 +280,5 @@ fn pack(key: SliceKey) -> u64 {
 }
 
 fn unpack(data: u64) -> SliceKey {
-    SliceKey {
-        index: (data >> 32) as u16,
-        generation: Generation(data as u32),
-    }
+    SliceKey { index: (data >> 32) as u16, generation: Generation(data as u32) }
 }

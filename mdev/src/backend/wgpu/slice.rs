@@ -84,11 +84,7 @@ impl Slice {
             return Err("it answered a setup that it was not given");
         }
         let result = head.reason().ok_or("it gave a reason that is not known")?;
-        Ok(Heard::Event(Event::Configured {
-            slice: self.key,
-            token: head.token,
-            result,
-        }))
+        Ok(Heard::Event(Event::Configured { slice: self.key, token: head.token, result }))
     }
 
     /// The times are the renderer's word: they are held to what the host saw itself.
@@ -115,10 +111,8 @@ impl Slice {
     }
 
     fn image(&mut self, head: &Head, fd: Option<OwnedFd>) -> Result<Heard, &'static str> {
-        self.captures = self
-            .captures
-            .checked_sub(1)
-            .ok_or("it sent an image that nobody asked for")?;
+        self.captures =
+            self.captures.checked_sub(1).ok_or("it sent an image that nobody asked for")?;
         let sides = 1..=MAX_IMAGE_SIDE;
         match (head.width, head.height, fd) {
             (0, 0, None) => Ok(Heard::Event(Event::Image {
@@ -128,11 +122,7 @@ impl Slice {
                 rgba: Vec::new(),
             })),
             (width, height, Some(pixels)) if sides.contains(&width) && sides.contains(&height) => {
-                Ok(Heard::Pixels {
-                    width,
-                    height,
-                    pixels,
-                })
+                Ok(Heard::Pixels { width, height, pixels })
             }
             _ => Err("it sent an image of a size that is not possible"),
         }
