@@ -106,7 +106,7 @@ impl WgpuGpu {
                     events(event);
                 }
                 Ok(Heard::Pixels { width, height, pixels }) => {
-                    self.keeper.copy(key, width, height, pixels)
+                    self.keeper.copy(key, width, height, pixels);
                 }
                 Err(reason) => {
                     slice.end(&self.epoll, &self.keeper);
