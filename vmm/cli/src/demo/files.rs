@@ -34,6 +34,10 @@ impl RunFiles {
     }
 }
 
+/// How long a job may overrun before its renderer is killed. Long, because a software GPU translates a
+/// shader when it is first used, which takes tens of ms on a busy CPU.
+const KILL_GRACE_MS: u16 = 250;
+
 #[derive(Serialize)]
 struct HostToml<'a> {
     run_dir: &'a Path,
@@ -50,6 +54,7 @@ struct GpuToml<'a> {
     adapter: Option<&'a str>,
     policy: &'a str,
     in_flight: u8,
+    kill_grace_ms: u16,
 }
 
 #[derive(Serialize)]
@@ -149,7 +154,13 @@ pub(crate) fn host_toml(
     // Relative paths in a host's configuration start at its folder.
     let toml = HostToml {
         run_dir: &files.sockets,
-        gpu: GpuToml { backend: "wgpu", adapter: demo.gpu.adapter.as_deref(), policy, in_flight: 1 },
+        gpu: GpuToml {
+            backend: "wgpu",
+            adapter: demo.gpu.adapter.as_deref(),
+            policy,
+            in_flight: 1,
+            kill_grace_ms: KILL_GRACE_MS,
+        },
         cpus: CpusToml {
             host: &place.host,
             render: &place.render,
