@@ -377,7 +377,7 @@ pub struct RendererProgram {
 
 /// Asks admission for every slice, tight contracts first, and answers their phases in the configuration's
 /// order. Phases are the `beamline` policy's own lever: other policies run on one common phase.
-fn admit(config: &HostConfig, caps: GpuCaps) -> Result<Vec<Nanos>, HostError> {
+pub fn admit(config: &HostConfig, caps: GpuCaps) -> Result<Vec<Nanos>, HostError> {
     let admission = Admission::new(caps, HostConfig::MAX_SLICES);
     let mut order: Vec<usize> = (0..config.slices.len()).collect();
     order.sort_by_key(|&i| {
@@ -464,7 +464,8 @@ fn ready_slices(config: &HostConfig, phases: &[Nanos]) -> Vec<ReadySlice> {
     config.slices.iter().zip(phases).map(ready).collect()
 }
 
-fn contract_meta(c: &Contract) -> ContractMeta {
+/// A contract as the log of stamps tells it.
+pub fn contract_meta(c: &Contract) -> ContractMeta {
     ContractMeta {
         period_num: c.period.num(),
         period_den: c.period.den(),
