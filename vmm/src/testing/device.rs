@@ -17,6 +17,7 @@ use beamline_vfio_user::{
     RegionIndex, RegionInfo, RegionMapping, SparseArea,
 };
 use rustix::event::{PollFd, PollFlags};
+use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -89,6 +90,8 @@ impl Probe {
 /// The function, served on a thread until it is dropped.
 pub(crate) struct Served {
     pub(crate) probe: Probe,
+    /// The client's end of the connection.
+    tap: UnixStream,
     stop: Stop,
     thread: Option<JoinHandle<()>>,
 }
@@ -97,6 +100,7 @@ impl Served {
     /// Serves a function and connects to it.
     pub(crate) fn new() -> (Self, Box<dyn Link>, Cutter) {
         let (ours, theirs) = UnixStream::pair().unwrap();
+        let tap = ours.try_clone().unwrap();
         let probe = probe();
         let stop = Stop::new().unwrap();
         let (mut device, stop2) = (TestDevice(probe.clone()), stop.clone());
@@ -104,12 +108,19 @@ impl Served {
             let _ = server::serve(theirs, &mut device, &stop2);
         });
         let (client, cutter) = speak(Path::new("test"), ours).unwrap();
-        (Self { probe, stop, thread: Some(thread) }, Box::new(client), cutter)
+        (Self { probe, tap, stop, thread: Some(thread) }, Box::new(client), cutter)
+    }
+
+    /// Whether the client's end was cut.
+    pub(crate) fn is_cut(&mut self) -> bool {
+        self.tap.set_nonblocking(true).unwrap();
+        self.tap.read(&mut [0]).is_ok_and(|length| length == 0)
     }
 
     /// Ends the server as if its process had died.
     pub(crate) fn die(&mut self) {
         self.stop.stop();
+        signal(&self.probe.gate);
         if let Some(thread) = self.thread.take() {
             thread.join().unwrap();
         }
