@@ -16,6 +16,7 @@ pub mod model;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
 
+pub use crate::mediate::job::Grant;
 pub use beamline_latency::Label;
 /// Names a job between submit and its completion event.
 pub use beamline_sched::Ticket;
@@ -184,16 +185,8 @@ pub trait Gpu: Send {
     /// Makes and destroys resources: a validated setup stream. [`Event::Configured`] follows.
     fn configure(&mut self, slice: SliceKey, token: u64, setup: &[u8]) -> Result<(), GpuError>;
 
-    /// Runs a validated job stream; the caller holds a grant for it. [`Event::Done`] follows, in the order
-    /// of submission per slice.
-    fn submit(
-        &mut self,
-        now: Nanos,
-        slice: SliceKey,
-        ticket: Ticket,
-        job: &[u8],
-        latched: &[Latched],
-    ) -> Result<(), GpuError>;
+    /// Runs a granted job. [`Event::Done`] follows, in the order of submission per slice.
+    fn submit(&mut self, now: Nanos, grant: Grant<'_>) -> Result<(), GpuError>;
 
     /// Hands out what has happened until `now`.
     fn poll(&mut self, now: Nanos, events: &mut dyn FnMut(Event));

@@ -2,7 +2,7 @@
 //!
 //! Completions happen at exact times that follow from the submissions alone, so a run can be repeated.
 
-use super::{Event, Gpu, GpuError, Label, Latched, MAX_QUEUED_JOBS, SliceKey, SliceLimits, Ticket};
+use super::{Event, Gpu, GpuError, Grant, Label, MAX_QUEUED_JOBS, SliceKey, SliceLimits, Ticket};
 use beamline_abi::frame::{MAX_COMMANDS, MAX_SUBMIT_BYTES, SubmitHeader};
 use beamline_abi::{Nanos, Reason};
 use std::collections::{HashMap, VecDeque};
@@ -222,14 +222,9 @@ impl Gpu for ModelGpu {
         Ok(())
     }
 
-    fn submit(
-        &mut self,
-        now: Nanos,
-        slice: SliceKey,
-        ticket: Ticket,
-        job: &[u8],
-        latched: &[Latched],
-    ) -> Result<(), GpuError> {
+    fn submit(&mut self, now: Nanos, grant: Grant<'_>) -> Result<(), GpuError> {
+        let (slice, ticket) = (grant.slice(), grant.ticket());
+        let (job, latched) = (grant.bytes(), grant.latched());
         self.check(slice)?;
         if job.len() > MAX_SUBMIT_BYTES || latched.len() > MAX_COMMANDS {
             return Err(GpuError::TooLong { len: job.len(), latched: latched.len() });

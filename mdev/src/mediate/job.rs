@@ -107,14 +107,13 @@ impl Job<Validated> {
     }
 }
 
-/// The scheduler's permission to run one job. Made only by the dispatcher, from a policy's decision.
-#[derive(Debug)]
+/// The scheduler's permission to run one job, with what it needs. Made only by the dispatcher, from a
+/// policy's decision about a validated job.
+#[derive(Clone, Copy, Debug)]
 pub struct Grant<'a> {
-    /// Whose it is.
-    pub slice: SliceKey,
-    /// The job's name until it is done.
-    pub ticket: Ticket,
-    job: &'a Job<Validated>,
+    slice: SliceKey,
+    ticket: Ticket,
+    bytes: &'a [u8],
     latched: &'a [Latched],
 }
 
@@ -125,11 +124,29 @@ impl<'a> Grant<'a> {
         job: &'a Job<Validated>,
         latched: &'a [Latched],
     ) -> Self {
-        Self { slice, ticket, job, latched }
+        Self { slice, ticket, bytes: job.bytes(), latched }
     }
-    /// The validated job.
-    pub fn job(&self) -> &'a Job<Validated> {
-        self.job
+    /// Bytes that nobody has checked, to test what a backend makes of them.
+    #[cfg(test)]
+    pub(crate) fn unchecked(
+        slice: SliceKey,
+        ticket: Ticket,
+        bytes: &'a [u8],
+        latched: &'a [Latched],
+    ) -> Self {
+        Self { slice, ticket, bytes, latched }
+    }
+    /// Whose job it is.
+    pub fn slice(&self) -> SliceKey {
+        self.slice
+    }
+    /// The job's name until it is done.
+    pub fn ticket(&self) -> Ticket {
+        self.ticket
+    }
+    /// The validated stream: header and commands.
+    pub fn bytes(&self) -> &'a [u8] {
+        self.bytes
     }
     /// What was read from guest memory for its latch commands.
     pub fn latched(&self) -> &'a [Latched] {

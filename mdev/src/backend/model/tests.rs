@@ -24,7 +24,8 @@ fn gpu(service: Service, slices: u16) -> ModelGpu {
 
 fn submit(gpu: &mut ModelGpu, now: u64, slice: u16, ticket: u32) {
     let job = header(0);
-    gpu.submit(Nanos(now), key(slice), Ticket(ticket), job.as_bytes(), &[]).unwrap();
+    gpu.submit(Nanos(now), Grant::unchecked(key(slice), Ticket(ticket), job.as_bytes(), &[]))
+        .unwrap();
 }
 
 /// (ticket, start, end) of what is done by `now`.
@@ -118,10 +119,10 @@ fn bad_orders_are_refused() {
     let mut gpu = gpu(Service::Fifo, 1);
     let long = vec![0; MAX_SUBMIT_BYTES + 8];
     assert!(matches!(
-        gpu.submit(Nanos(0), key(0), Ticket(0), &long, &[]),
+        gpu.submit(Nanos(0), Grant::unchecked(key(0), Ticket(0), &long, &[])),
         Err(GpuError::TooLong { .. })
     ));
-    gpu.submit(Nanos(0), key(0), Ticket(1), &[1, 2, 3], &[]).unwrap();
+    gpu.submit(Nanos(0), Grant::unchecked(key(0), Ticket(1), &[1, 2, 3], &[])).unwrap();
     let mut reasons = Vec::new();
     gpu.poll(Nanos(0), &mut |event| {
         if let Event::Done { result, .. } = event {
@@ -133,7 +134,7 @@ fn bad_orders_are_refused() {
         submit(&mut gpu, 0, 0, ticket);
     }
     assert!(matches!(
-        gpu.submit(Nanos(0), key(0), Ticket(99), header(0).as_bytes(), &[]),
+        gpu.submit(Nanos(0), Grant::unchecked(key(0), Ticket(99), header(0).as_bytes(), &[])),
         Err(GpuError::Busy(_))
     ));
     assert!(matches!(gpu.capture(key(0)), Err(GpuError::Unsupported(_))));

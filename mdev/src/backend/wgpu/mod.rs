@@ -19,8 +19,8 @@ mod tests;
 use self::keeper::Keeper;
 use self::slice::{Heard, MAX_CAPTURES, Slice};
 use super::{
-    Event, Gpu, GpuError, Label, Latched, MAX_QUEUED_JOBS, MAX_QUEUED_SETUPS, MAX_RESOURCES,
-    SliceKey, SliceLimits, Ticket,
+    Event, Gpu, GpuError, Grant, Label, MAX_QUEUED_JOBS, MAX_QUEUED_SETUPS, MAX_RESOURCES,
+    SliceKey, SliceLimits,
 };
 use crate::renderer::Launcher;
 use crate::renderer::message::{Head, Kind, MAX_REPLY, PacketBuffer, Received, send};
@@ -189,14 +189,9 @@ impl Gpu for WgpuGpu {
         Ok(())
     }
 
-    fn submit(
-        &mut self,
-        now: Nanos,
-        key: SliceKey,
-        ticket: Ticket,
-        job: &[u8],
-        latched: &[Latched],
-    ) -> Result<(), GpuError> {
+    fn submit(&mut self, now: Nanos, grant: Grant<'_>) -> Result<(), GpuError> {
+        let (key, ticket) = (grant.slice(), grant.ticket());
+        let (job, latched) = (grant.bytes(), grant.latched());
         let slice = self.slice(key)?;
         if job.len() > MAX_SUBMIT_BYTES || latched.len() > MAX_COMMANDS {
             return Err(GpuError::TooLong { len: job.len(), latched: latched.len() });

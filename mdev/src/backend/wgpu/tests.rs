@@ -1,6 +1,7 @@
 //! Against a real Vulkan device, with real renderer processes. Where there is no device, each test says so.
 
 use super::*;
+use crate::backend::{Latched, Ticket};
 use crate::renderer::writer::Writer;
 use beamline_abi::Reason;
 use beamline_abi::frame::{MAX_LATCH_BYTES, SubmitKind};
@@ -124,7 +125,7 @@ fn run(
     latched: &[Latched],
 ) -> (Nanos, Nanos, Nanos, Result<(), Reason>) {
     let before = crate::renderer::now();
-    gpu.submit(before, key, Ticket(5), stream, latched).unwrap();
+    gpu.submit(before, Grant::unchecked(key, Ticket(5), stream, latched)).unwrap();
     wait(gpu, |event| match event {
         Event::Done { ticket, gpu_start, gpu_end, busy, result, .. } => {
             assert_eq!(*ticket, Ticket(5));
@@ -261,13 +262,13 @@ fn an_endless_shader_ends_with_its_slice_alone() {
     }
     let endless = job().dispatch(2, [65_535, 65_535, 1], &[(0, 1)]).finish();
     let short = job().dispatch(3, [1, 1, 1], &[(0, 1)]).finish();
-    gpu.submit(crate::renderer::now(), bad, Ticket(1), &endless, &[]).unwrap();
+    gpu.submit(crate::renderer::now(), Grant::unchecked(bad, Ticket(1), &endless, &[])).unwrap();
     // It has certainly begun when a neighbour's job, submitted later, is done; that works meanwhile.
     run(&mut gpu, good, &short, &[]).3.unwrap();
 
     gpu.detach(bad);
     assert!(matches!(
-        gpu.submit(Nanos(0), bad, Ticket(1), &endless, &[]),
+        gpu.submit(Nanos(0), Grant::unchecked(bad, Ticket(1), &endless, &[])),
         Err(GpuError::NotAttached(_))
     ));
     // The next life is independent of what is left of the last.
@@ -336,7 +337,7 @@ fn a_slice_may_queue_so_much_and_keeps_its_order() {
         job().write(1, 0, &10_000_u32.to_le_bytes()).dispatch(3, [1, 1, 1], &[(0, 1)]).finish();
     let now = crate::renderer::now();
     let mut queued = 0;
-    while gpu.submit(now, slice, Ticket(queued), &stream, &[]).is_ok() {
+    while gpu.submit(now, Grant::unchecked(slice, Ticket(queued), &stream, &[])).is_ok() {
         queued += 1;
     }
     assert_eq!(queued as usize, MAX_QUEUED_JOBS);

@@ -1,0 +1,168 @@
+//! Stages 4 to 6: what goes out: grants to the backend, fences and vblanks to the posters.
+
+use super::{Dispatcher, Life, Running, tenant};
+use crate::backend::{GpuError, Latched};
+use crate::mediate::job::{Grant, Job, MAX_LATCHES, Validated};
+use crate::mediate::message::{MAX_QUEUED, Pending, Post};
+use crate::memory::{Gpa, GuestMemory};
+use beamline_abi::{Nanos, Reason};
+use beamline_latency::stamp::Stamp;
+use beamline_sched::{Decision, Ticket};
+use std::sync::atomic::Ordering;
+
+impl Dispatcher {
+    /// Grants until the policy idles; answers when to ask it again.
+    pub(super) fn grant(&mut self, now: Nanos) -> Nanos {
+        loop {
+            match self.policy.decide(now) {
+                Decision::Grant { ticket, expected } => self.run(ticket, expected, now),
+                Decision::Idle { until, .. } => return until.unwrap_or(Nanos::MAX),
+            }
+        }
+    }
+
+    fn run(&mut self, ticket: Ticket, expected: Nanos, now: Nanos) {
+        // In flight together they slow each other down, so the bound grows with their number.
+        let together = self.running.len() as u64 + 1;
+        let Some(entry) = self.jobs.get_mut(ticket.0) else { return };
+        let slice = &self.slices[usize::from(entry.slice)];
+        let key = slice.key;
+        let mut latched = [NO_LATCH; MAX_LATCHES];
+        let result = match latch(&slice.link.memory, entry.job.meta(), &mut latched) {
+            Ok(count) => {
+                let grant = Grant::new(key, ticket, &entry.job, &latched[..count]);
+                self.gpu.submit(now, grant).map_err(|error| gpu_reason(&error))
+            }
+            Err(reason) => Err(reason),
+        };
+        let stamp = Stamp::granted(entry.key, now, entry.release, entry.deadline, Some(expected));
+        self.recorder.record(stamp);
+        match result {
+            Ok(()) => {
+                let bound = slice.link.contract.max_job.saturating_add(self.kill_grace);
+                let kill_at = now.saturating_add(Nanos(bound.0.saturating_mul(together)));
+                entry.running = Some(Running { since: now, kill_at });
+                self.running.push(ticket);
+            }
+            Err(reason) => {
+                self.policy.complete(now, ticket, Nanos::ZERO);
+                self.finish(ticket, now, Err(reason));
+            }
+        }
+    }
+
+    /// Stage 6 for one job: it leaves the slab, its frame is told, its fence goes to the poster.
+    pub(super) fn finish(&mut self, ticket: Ticket, now: Nanos, result: Result<(), Reason>) {
+        let Some(entry) = self.jobs.remove(ticket.0) else { return };
+        let index = usize::from(entry.slice);
+        if entry.running.is_some() {
+            self.running.retain(|t| *t != ticket);
+        }
+        self.recorder.record(match result {
+            Ok(()) => Stamp::fence(entry.key, now),
+            Err(reason) => Stamp::failed(entry.key, now, reason),
+        });
+        let slice = &mut self.slices[index];
+        slice.frames.job_done(entry.key.frame, result.is_ok());
+        let counters = &slice.link.counters;
+        let counter = if result.is_ok() { &counters.jobs } else { &counters.failed };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.recycle(index, entry.job);
+        self.complete(index, entry.pending, result);
+    }
+
+    /// The slice's renderer is gone, or has to go.
+    pub(super) fn lose(&mut self, index: usize, now: Nanos, reason: Reason) {
+        if let Life::Starting(pending) = self.slices[index].life {
+            self.complete(index, pending, Err(reason));
+        }
+        self.fail_all(index, now, reason);
+        self.gpu.detach(self.slices[index].key);
+        self.slices[index].life = Life::Lost;
+        self.post(index, Post::Lost(reason));
+    }
+
+    /// Ends every job and setup of a slice.
+    pub(super) fn fail_all(&mut self, index: usize, now: Nanos, reason: Reason) {
+        self.policy.drop_jobs(tenant(index));
+        for n in 0..self.jobs.capacity() {
+            let Some(entry) = self.jobs.get(n).filter(|e| usize::from(e.slice) == index) else {
+                continue;
+            };
+            if let Some(running) = entry.running {
+                self.policy.complete(now, Ticket(n), now.saturating_sub(running.since));
+            }
+            self.finish(Ticket(n), now, Err(reason));
+        }
+        for n in 0..self.setups.capacity() {
+            if self.setups.get(n).is_some_and(|(owner, _)| usize::from(*owner) == index)
+                && let Some((_, pending)) = self.setups.remove(n)
+            {
+                self.complete(index, pending, Err(reason));
+            }
+        }
+        self.slices[index].frames.clear();
+    }
+
+    pub(super) fn complete(&mut self, index: usize, pending: Pending, result: Result<(), Reason>) {
+        self.slices[index].link.counters.queued.fetch_sub(1, Ordering::Release);
+        self.post(index, Post::Complete { pending, result });
+    }
+
+    pub(super) fn post(&mut self, index: usize, post: Post) {
+        let slice = &mut self.slices[index];
+        // A poster that is held up by its peer loses vblanks first; completions have room set aside,
+        // because no more than MAX_QUEUED of them can be on their way.
+        let spare = if matches!(post, Post::Vblank { .. }) { 2 * MAX_QUEUED } else { 0 };
+        if slice.link.post.slots() > spare && slice.link.post.push(post).is_ok() {
+            slice.posted = true;
+        }
+    }
+
+    pub(super) fn wake_posters(&mut self) {
+        for slice in &mut self.slices {
+            if std::mem::take(&mut slice.posted) {
+                slice.link.poster.signal();
+            }
+        }
+    }
+
+    pub(super) fn recycle(&mut self, index: usize, job: Job<Validated>) {
+        // Where the worker's ring is full the buffer is freed; that costs time, never memory.
+        let _ = self.slices[index].link.recycle.push(job.into_buffer());
+    }
+}
+
+const NO_LATCH: Latched =
+    Latched { command: 0, len: 0, data: [0; beamline_abi::frame::MAX_LATCH_BYTES] };
+
+/// What a guest is told when the backend does not take its work.
+pub(super) fn gpu_reason(error: &GpuError) -> Reason {
+    match error {
+        GpuError::Busy(_) | GpuError::Limits(_) => Reason::Quota,
+        GpuError::TooLong { .. } => Reason::Malformed,
+        GpuError::Unsupported(_) => Reason::Unsupported,
+        GpuError::NotAttached(_)
+        | GpuError::InUse { .. }
+        | GpuError::Lost(_)
+        | GpuError::System { .. } => Reason::DeviceLost,
+    }
+}
+
+/// Reads what the job's latch commands name, at this moment. Answers how many there are.
+fn latch(
+    memory: &GuestMemory,
+    meta: &Validated,
+    out: &mut [Latched; MAX_LATCHES],
+) -> Result<usize, Reason> {
+    let mut count = 0;
+    for read in meta.latches.iter().flatten() {
+        let to = &mut out[count];
+        to.command = read.command;
+        to.len = read.len;
+        let bytes = to.data.get_mut(..usize::from(read.len)).ok_or(Reason::Malformed)?;
+        memory.read(Gpa(read.addr), bytes).map_err(|_| Reason::Dma)?;
+        count += 1;
+    }
+    Ok(count)
+}
