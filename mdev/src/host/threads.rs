@@ -5,6 +5,7 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
 /// What a thread is for: decides its priority under `cpus.realtime`.
@@ -60,7 +61,7 @@ impl Placement {
             tracing::warn!(%error, cpus = ?self.cpus, "the thread cannot be bound to these CPUs");
         }
         if let (true, Some(priority)) = (self.realtime, role.priority())
-            && let Err(error) = set_policy(libc::SCHED_FIFO, priority)
+            && let Err(error) = set_policy(0, libc::SCHED_FIFO, priority)
         {
             tracing::warn!(%error, "SCHED_FIFO is not permitted; expect late vblanks (run as root or with CAP_SYS_NICE)");
         }
@@ -85,10 +86,12 @@ pub fn pin(cpus: &[usize]) -> io::Result<()> {
     Ok(sched_setaffinity(None, &set)?)
 }
 
-fn set_policy(policy: i32, priority: i32) -> io::Result<()> {
+/// Sets the policy of a thread of this process; 0 names the calling one.
+fn set_policy(thread: i32, policy: i32, priority: i32) -> io::Result<()> {
     let param = libc::sched_param { sched_priority: priority };
-    // SAFETY: 0 names the calling thread; `param` is a valid, initialised struct that outlives the call.
-    if unsafe { libc::sched_setscheduler(0, policy, &raw const param) } == 0 {
+    // SAFETY: `param` is a valid, initialised struct that outlives the call; a thread that is gone is an
+    // error, not a hazard.
+    if unsafe { libc::sched_setscheduler(thread, policy, &raw const param) } == 0 {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
@@ -101,7 +104,7 @@ fn set_policy(policy: i32, priority: i32) -> io::Result<()> {
 #[derive(Debug)]
 pub struct KeepAwake {
     stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<(i32, JoinHandle<()>)>,
 }
 
 impl KeepAwake {
@@ -111,18 +114,22 @@ impl KeepAwake {
         let mut awake = Self { stop: Arc::clone(&stop), threads: Vec::new() };
         for &cpu in cpus {
             let stop = Arc::clone(&stop);
+            let (tell, told) = channel();
             let body = move || {
+                // Nobody listens any more where the host gave up on starting.
+                let _ = tell.send(rustix::thread::gettid().as_raw_nonzero().get());
                 // A spinner that is not SCHED_IDLE or not on its CPU would take time from others.
-                if pin(&[cpu]).and_then(|()| set_policy(libc::SCHED_IDLE, 0)).is_err() {
+                if pin(&[cpu]).and_then(|()| set_policy(0, libc::SCHED_IDLE, 0)).is_err() {
                     return;
                 }
                 while !stop.load(Ordering::Relaxed) {
                     std::hint::spin_loop();
                 }
             };
-            awake
-                .threads
-                .push(std::thread::Builder::new().name(format!("awake-{cpu}")).spawn(body)?);
+            let thread = std::thread::Builder::new().name(format!("awake-{cpu}")).spawn(body)?;
+            let id =
+                told.recv().map_err(|_| io::Error::other("a keep-awake thread ended at once"))?;
+            awake.threads.push((id, thread));
         }
         Ok(awake)
     }
@@ -131,7 +138,10 @@ impl KeepAwake {
 impl Drop for KeepAwake {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
+        for (id, thread) in self.threads.drain(..) {
+            // On a busy CPU an idle-class thread would wait for its end without limit. A thread that has
+            // ended already needs no time.
+            let _ = set_policy(id, libc::SCHED_OTHER, 0);
             // A spinner cannot panic; there is nothing to report.
             let _ = thread.join();
         }
