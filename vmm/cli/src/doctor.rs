@@ -3,8 +3,10 @@
 use crate::demo;
 use crate::failure::refused;
 use crate::output;
+use anyhow::Context;
 use beamline_vmm::probe::{self, KvmKind};
 use serde::Serialize;
+use std::process::{Command, Stdio};
 
 /// How one thing stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -43,7 +45,7 @@ impl Finding {
 
 /// Looks at everything. Fails with exit code 2 where guests cannot run or nothing can render.
 pub(crate) fn doctor(json: bool) -> anyhow::Result<()> {
-    let findings = [kvm(&probe::kvm()), vulkan(), cpus(), realtime(), files()];
+    let findings = [kvm(&probe::kvm()), vulkan(&adapters()?), cpus(), realtime(), files()];
     if json {
         output::json(&findings)?;
     } else {
@@ -77,9 +79,9 @@ pub(crate) fn require_kvm() -> anyhow::Result<()> {
 
 /// Fails with exit code 2 where nothing can render, or nothing with `adapter` in its name.
 pub(crate) fn require_vulkan(adapter: Option<&str>) -> anyhow::Result<()> {
-    required(vulkan())?;
+    let names = adapters()?;
+    required(vulkan(&names))?;
     let Some(adapter) = adapter else { return Ok(()) };
-    let names = beamline_mdev::renderer::adapters();
     let wanted = adapter.to_lowercase();
     if names.iter().any(|name| name.to_lowercase().contains(&wanted)) {
         return Ok(());
@@ -107,14 +109,35 @@ fn kvm(kind: &KvmKind) -> Finding {
         KvmKind::Hardware => Finding::good("KVM", kind.to_string()),
         KvmKind::Pvm => Finding::limited(
             "KVM",
-            format!("{kind}: the guest image that comes with beamline runs, an ordinary Linux does not"),
+            format!(
+                "{kind}: the guest image that comes with beamline runs, an ordinary Linux does not"
+            ),
             "nothing for the demo; for Linux guests use a machine with VMX or SVM",
         ),
     }
 }
 
-fn vulkan() -> Finding {
-    let names = beamline_mdev::renderer::adapters();
+/// The names of this machine's Vulkan devices, looked up by a process of its own: drivers may crash, or
+/// write what nobody asked for.
+fn adapters() -> anyhow::Result<Vec<String>> {
+    let program = std::env::current_exe().context("cannot find this program's own file")?;
+    let out = Command::new(program)
+        .arg("adapters")
+        // Mesa's layer that orders devices by display would look for a desktop.
+        .env("NODEVICE_SELECT", "1")
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot start a process that looks for Vulkan devices")?;
+    // A driver that crashed is as good as none.
+    Ok(serde_json::from_slice(&out.stdout).unwrap_or_default())
+}
+
+/// `beamline adapters`: the names of this machine's Vulkan devices as JSON.
+pub(crate) fn print_adapters() -> anyhow::Result<()> {
+    output::json(&beamline_mdev::renderer::adapters())
+}
+
+fn vulkan(names: &[String]) -> Finding {
     if names.is_empty() {
         return Finding::missing(
             "Vulkan",
@@ -127,7 +150,8 @@ fn vulkan() -> Finding {
 }
 
 fn cpus() -> Finding {
-    let mend = "give this process two or more CPUs: one renders on a software GPU, the rest keep time";
+    let mend =
+        "give this process two or more CPUs: one renders on a software GPU, the rest keep time";
     match demo::cpus() {
         Ok(cpus) if cpus.len() >= 2 => Finding::good("CPUs", format!("{} usable", cpus.len())),
         Ok(cpus) => Finding::limited("CPUs", format!("{} usable", cpus.len()), mend),
@@ -179,7 +203,9 @@ mod tests {
 
     #[test]
     fn every_finding_that_is_not_good_says_how_to_mend_it() {
-        for finding in [kvm(&probe::kvm()), vulkan(), cpus(), realtime(), files()] {
+        let one = ["a GPU".to_owned()];
+        for finding in [kvm(&probe::kvm()), vulkan(&[]), vulkan(&one), cpus(), realtime(), files()]
+        {
             assert_eq!(finding.mend.is_none(), finding.state == State::Good, "{finding:?}");
         }
     }

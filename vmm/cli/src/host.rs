@@ -20,8 +20,7 @@ pub(crate) fn host(path: &Path) -> anyhow::Result<()> {
     let stop = Stop::install()?;
     let config = HostConfig::load(path).map_err(refused_by)?;
     // This very file, also where it was replaced since.
-    let renderer =
-        RendererProgram { exe: "/proc/self/exe".into(), args: vec!["renderer".into()] };
+    let renderer = RendererProgram { exe: "/proc/self/exe".into(), args: vec!["renderer".into()] };
     let host = Host::start(config, renderer)
         .map_err(|error| classed(error).context(path.display().to_string()))?;
     let mut read = output::json_line(&ready(&host))?;

@@ -75,6 +75,9 @@ enum Command {
     /// Executes one slice's GPU work; started by the host
     #[command(hide = true)]
     Renderer,
+    /// Prints the names of all Vulkan devices; started by doctor and demo
+    #[command(hide = true)]
+    Adapters,
 }
 
 fn main() -> ExitCode {
@@ -99,6 +102,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(options) => demo::demo(&options),
         Command::Doctor { json } => doctor::doctor(json),
         Command::Renderer => renderer::renderer(),
+        Command::Adapters => doctor::print_adapters(),
     }
 }
 

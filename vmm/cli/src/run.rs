@@ -1,6 +1,6 @@
 //! `beamline run`: boots one guest.
 
-use crate::failure::{refused_by, refused};
+use crate::failure::{refused, refused_by};
 use crate::output;
 use crate::signals::Stop;
 use anyhow::Context;
@@ -69,8 +69,7 @@ fn wait(handle: &VmHandle, stop: &Stop) -> anyhow::Result<ExitReason> {
             reason
         });
         loop {
-            let mut fds =
-                [PollFd::new(stop, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
+            let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
             match poll(&mut fds, None) {
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {

@@ -32,10 +32,8 @@ impl Stop {
         let end = Instant::now() + time;
         while !self.came.get() {
             let left = end.saturating_duration_since(Instant::now());
-            let timeout = Timespec {
-                tv_sec: left.as_secs() as i64,
-                tv_nsec: i64::from(left.subsec_nanos()),
-            };
+            let timeout =
+                Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
             let mut fds = [PollFd::new(&self.pipe, PollFlags::IN)];
             match poll(&mut fds, Some(&timeout)) {
                 // The byte is left in the pipe: others that poll it see it as well.

@@ -54,10 +54,8 @@ struct Host {
 
 impl Host {
     fn start(folder: &Path) -> Self {
-        let mut child = beamline(&["host", "host.toml"], folder)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            beamline(&["host", "host.toml"], folder).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = lines.next().unwrap().unwrap();
         assert!(ready.starts_with(r#"{"event":"ready","label":"modelled""#), "{ready}");
@@ -82,7 +80,10 @@ impl Drop for Host {
 fn sockets(folder: &Path) -> Vec<PathBuf> {
     let run = folder.join("run");
     let Ok(entries) = std::fs::read_dir(run) else { return Vec::new() };
-    entries.map(|e| e.unwrap().path()).filter(|p| p.extension().is_some_and(|e| e == "sock")).collect()
+    entries
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "sock"))
+        .collect()
 }
 
 #[test]
@@ -181,10 +182,8 @@ fn two_guests_on_one_slice_are_refused() {
     let guest = guest_toml(&image, "run/vr-pacer.sock", "run/vr-gpu.sock");
     let folder = folder_with(&[("host.toml", HOST), ("vr.toml", &guest)]);
     let host = Host::start(folder.path());
-    let mut first = beamline(&["run", "vr.toml"], folder.path())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut first =
+        beamline(&["run", "vr.toml"], folder.path()).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
     let ready = lines.find_map(|l| l.ok().filter(|l| l.starts_with("vr: READY")));
     assert!(ready.is_some(), "the guest did not render");

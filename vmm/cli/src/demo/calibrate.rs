@@ -3,9 +3,11 @@
 use super::config::{Class, Demo, Guest};
 use super::cost::{Line, busy_by_position};
 use super::files::Budget;
+use super::prepare;
 use super::session::{Booking, Plan, Session};
 use crate::failure::refused;
 use crate::output;
+use anyhow::Context;
 use std::time::Duration;
 
 /// What calibration has found for one guest.
@@ -49,10 +51,7 @@ pub(crate) fn budget(guest: &Guest, jobs_ms: &[f64], demo: &Demo) -> Budget {
     }
     Budget {
         main_ms: guest.contract.budget_ms.unwrap_or(main * headroom),
-        max_job_ms: guest
-            .contract
-            .max_job_ms
-            .unwrap_or(longest * demo.calibration.job_headroom),
+        max_job_ms: guest.contract.max_job_ms.unwrap_or(longest * demo.calibration.job_headroom),
         late_latch_ms: late_latch * headroom,
     }
 }
@@ -74,6 +73,11 @@ pub(crate) fn calibrate<'a>(session: &Session<'a>) -> anyhow::Result<Vec<Calibra
         all.push(found);
     }
     check_load(&all, demo.calibration.load_limit_ms)?;
+    let slices: Vec<_> = all.iter().map(|c| (c.guest, c.budget(demo))).collect();
+    prepare::admit(demo, &slices).context(
+        "with what the scenes take on this machine (smaller images or targets in the demo's \
+         configuration take less)",
+    )?;
     Ok(all)
 }
 
@@ -92,10 +96,7 @@ fn check_load(all: &[Calibrated<'_>], limit_ms: f64) -> anyhow::Result<()> {
     )))
 }
 
-fn calibrate_guest<'a>(
-    session: &Session<'a>,
-    guest: &'a Guest,
-) -> anyhow::Result<Calibrated<'a>> {
+fn calibrate_guest<'a>(session: &Session<'a>, guest: &'a Guest) -> anyhow::Result<Calibrated<'a>> {
     let mut points = Vec::new();
     for (round, word) in ["low", "high"].into_iter().enumerate() {
         let costs: Vec<u32> = guest.jobs.iter().map(|job| job.probe[round]).collect();

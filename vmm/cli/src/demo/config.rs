@@ -207,12 +207,16 @@ fn sixty_four_megabytes() -> String {
 impl Demo {
     /// Reads `path`, or the built-in configuration.
     pub(crate) fn load(path: Option<&Path>) -> anyhow::Result<Self> {
-        let Some(path) = path else { return Self::parse(BUILT_IN, Path::new("assets/demo/demo.toml")) };
+        let Some(path) = path else {
+            return Self::parse(BUILT_IN, Path::new("assets/demo/demo.toml"));
+        };
         let read = |e: std::io::Error| refused(format!("{}: cannot be read: {e}", path.display()));
         let bytes = std::fs::metadata(path).map_err(read)?.len();
         if bytes > MAX_BYTES {
             let path = path.display();
-            return Err(refused(format!("{path}: has {bytes} bytes; a demo has at most {MAX_BYTES}")));
+            return Err(refused(format!(
+                "{path}: has {bytes} bytes; a demo has at most {MAX_BYTES}"
+            )));
         }
         Self::parse(&std::fs::read_to_string(path).map_err(read)?, path)
     }
@@ -238,7 +242,9 @@ impl Demo {
         }
         for (i, policy) in r.policies.iter().enumerate() {
             if !["beamline", "fifo", "none"].contains(&policy.as_str()) {
-                return Err(format!("runs.policies: `{policy}` is not known; use beamline, fifo or none"));
+                return Err(format!(
+                    "runs.policies: `{policy}` is not known; use beamline, fifo or none"
+                ));
             }
             if r.policies[..i].contains(policy) {
                 return Err(format!("runs.policies: `{policy}` is there twice; name each once"));
@@ -252,7 +258,10 @@ impl Demo {
         within("promises.in_budget", self.promises.in_budget, 0.0, 1.0)?;
         within("promises.interference", self.promises.interference, 1.0, 100.0)?;
         if self.guests.is_empty() || self.guests.len() > 16 {
-            return Err(format!("guest: there are {}; a demo has 1 to 16 [[guest]] sections", self.guests.len()));
+            return Err(format!(
+                "guest: there are {}; a demo has 1 to 16 [[guest]] sections",
+                self.guests.len()
+            ));
         }
         for (i, guest) in self.guests.iter().enumerate() {
             guest.check().map_err(|wrong| format!("guest[{i}].{wrong}"))?;
@@ -271,7 +280,10 @@ impl Guest {
     fn check(&self) -> Result<(), String> {
         let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
         if self.name.is_empty() || self.name.len() > 32 || !self.name.chars().all(fits) {
-            return Err(format!("name: `{}` does not fit; use 1 to 32 letters, digits, `-` or `_`", self.name));
+            return Err(format!(
+                "name: `{}` does not fit; use 1 to 32 letters, digits, `-` or `_`",
+                self.name
+            ));
         }
         within("depth", f64::from(self.depth), 1.0, 8.0)?;
         if !(1.0..=10_000.0).contains(&self.contract.period_ms()) {
@@ -282,7 +294,8 @@ impl Guest {
         }
         let count = self.scene.jobs().len();
         if self.jobs.len() != count {
-            let (have, word, names) = (self.jobs.len(), self.scene.word(), self.scene.jobs().join(", "));
+            let (have, word, names) =
+                (self.jobs.len(), self.scene.word(), self.scene.jobs().join(", "));
             return Err(format!("jobs: there are {have}; a frame of {word} has {count}: {names}"));
         }
         for (i, job) in self.jobs.iter().enumerate() {
@@ -375,7 +388,8 @@ mod tests {
     #[test]
     fn rates_are_whole_or_fractions() {
         let rate = |hz: &str| {
-            let text = BUILT_IN.replacen("refresh_hz = \"90\"", &format!("refresh_hz = \"{hz}\""), 1);
+            let text =
+                BUILT_IN.replacen("refresh_hz = \"90\"", &format!("refresh_hz = \"{hz}\""), 1);
             parse(&text).map(|demo| demo.guests[0].contract.period_ms())
         };
         assert!((rate("60000/1001").unwrap() - 16.683).abs() < 1e-3);
@@ -393,7 +407,7 @@ mod tests {
     #[test]
     fn a_late_latch_belongs_to_vr_alone() {
         assert!(problem("scene = \"vr\"", "scene = \"game\"").contains("jobs: there are 2"));
-        assert!(problem("late_latch_window_ms = 2.0", "").contains("is missing"));
+        assert!(problem("late_latch_window_ms = 2.5", "").contains("is missing"));
         assert!(problem("budget_ms = 1.5", "late_latch_window_ms = 1.0").contains("no late latch"));
     }
 

@@ -195,10 +195,9 @@ fn contract(contract: &Contract, budget: Budget) -> ContractToml<'_> {
         gap_ms: contract.gap_ms,
         guard: contract.guard,
         depth: contract.depth,
-        late_latch: contract.late_latch_window_ms.map(|window_ms| LateLatchToml {
-            window_ms,
-            budget_ms: micros(budget.late_latch_ms),
-        }),
+        late_latch: contract
+            .late_latch_window_ms
+            .map(|window_ms| LateLatchToml { window_ms, budget_ms: micros(budget.late_latch_ms) }),
     }
 }
 
@@ -254,8 +253,8 @@ mod tests {
 
         for (guest, slice) in demo.guests.iter().zip(&host.slices) {
             let text = guest_toml(&files, Path::new("/img"), &place, guest, &[7, 9]).unwrap();
-            let vm = beamline_vmm::config::Config::parse(&text, &files.guest_toml(guest))
-                .expect(&text);
+            let vm =
+                beamline_vmm::config::Config::parse(&text, &files.guest_toml(guest)).expect(&text);
             assert!(vm.guest.cmdline.contains(" cost=7 cost2=9 width="), "{}", vm.guest.cmdline);
             let beamline_vmm::config::Device::VfioUser(pacer) = &vm.devices[0];
             assert_eq!(pacer.socket, host.pacer_socket(slice));

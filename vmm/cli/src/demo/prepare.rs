@@ -1,8 +1,8 @@
 //! What has to be there before a demo starts anything.
 
 use super::calibrate::budget;
-use super::config::Demo;
-use super::files::{self, RunFiles};
+use super::config::{Demo, Guest};
+use super::files::{self, Budget, RunFiles};
 use super::place::Placement;
 use crate::doctor;
 use crate::failure::{refused, refused_by};
@@ -40,7 +40,6 @@ pub(crate) fn check(demo: &Demo) -> anyhow::Result<()> {
 /// Admits the contracts as they would be if every scene took exactly the time it aims for: what is not
 /// feasible then need not be calibrated.
 fn check_contracts(demo: &Demo) -> anyhow::Result<()> {
-    let files = RunFiles { folder: PathBuf::new(), sockets: "/tmp".into() };
     let slices: Vec<_> = demo
         .guests
         .iter()
@@ -49,7 +48,13 @@ fn check_contracts(demo: &Demo) -> anyhow::Result<()> {
             (guest, budget(guest, &targets, demo))
         })
         .collect();
-    let text = files::host_toml(&files, demo, "beamline", &Placement::of(&[0], false), &slices)?;
+    admit(demo, &slices)
+}
+
+/// Refuses contracts that cannot be kept beside each other.
+pub(crate) fn admit(demo: &Demo, slices: &[(&Guest, Budget)]) -> anyhow::Result<()> {
+    let files = RunFiles { folder: PathBuf::new(), sockets: "/tmp".into() };
+    let text = files::host_toml(&files, demo, "beamline", &Placement::of(&[0], false), slices)?;
     let host = HostConfig::parse(&text, Path::new("the demo's contracts")).map_err(refused_by)?;
     crate::host::admit(&host)
 }
@@ -61,10 +66,7 @@ mod tests {
     #[test]
     fn the_image_lies_beside_the_program() {
         let path = beside_program(Path::new("/x/target/release/beamline"));
-        assert_eq!(
-            path,
-            Path::new("/x/target/x86_64-unknown-linux-gnu/guest/beamline-microguest")
-        );
+        assert_eq!(path, Path::new("/x/target/x86_64-unknown-linux-gnu/guest/beamline-microguest"));
     }
 
     #[test]
@@ -72,7 +74,10 @@ mod tests {
         let demo = Demo::load(None).unwrap();
         let error = image(Some(Path::new("/no/such/image")), &demo).unwrap_err();
         assert_eq!(crate::failure::exit_code(&error), crate::failure::REFUSED);
-        assert!(error.to_string().contains("/no/such/image") && error.to_string().contains("make guest"));
+        assert!(
+            error.to_string().contains("/no/such/image")
+                && error.to_string().contains("make guest")
+        );
     }
 
     #[test]

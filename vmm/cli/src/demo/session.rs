@@ -86,8 +86,7 @@ impl<'a> Session<'a> {
         let files = self.write_files(plan)?;
         let mut progress = Progress::new();
         progress.show(&format!("{}: starting", plan.name));
-        let (mut family, ready) =
-            Family::start(&files.host_toml(), &files.log("host"), self.stop)?;
+        let (mut family, ready) = Family::start(&files.host_toml(), &files.log("host"), self.stop)?;
         for Booking { guest, .. } in &plan.bookings {
             family.add_guest(&guest.name, &files.guest_toml(guest), &files.log(&guest.name))?;
         }

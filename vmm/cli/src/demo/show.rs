@@ -104,10 +104,7 @@ mod tests {
             },
             Promise {
                 promise: "vr: p99".into(),
-                results: vec![
-                    result("fifo", "NA", few.clone()),
-                    result("beamline", "NA", few),
-                ],
+                results: vec![result("fifo", "NA", few.clone()), result("beamline", "NA", few)],
             },
         ];
         let text = promise_table(&promises, "measured");
@@ -122,7 +119,8 @@ mod tests {
 
     #[test]
     fn pictures_are_stacked_by_their_heights() {
-        let one = "<svg xmlns=\"x\" viewBox=\"0 0 100 40\" width=\"100\" height=\"40\"><a/></svg>\n";
+        let one =
+            "<svg xmlns=\"x\" viewBox=\"0 0 100 40\" width=\"100\" height=\"40\"><a/></svg>\n";
         let two = "<svg xmlns=\"x\" viewBox=\"0 0 90 25.5\" width=\"90\" height=\"25.5\"></svg>\n";
         let all = stacked(&[one.into(), two.into()]);
         assert!(all.contains("viewBox=\"0 0 100 65.5\""), "{all}");

@@ -58,7 +58,8 @@ impl Summary {
         machine: Noise,
         series: &Series,
     ) -> Self {
-        let reports = |runs: &[(Judged, _)]| runs.iter().map(|(j, _)| j.clone()).collect::<Vec<_>>();
+        let reports =
+            |runs: &[(Judged, _)]| runs.iter().map(|(j, _)| j.clone()).collect::<Vec<_>>();
         let together = reports(&series.together);
         let first = series.together.first().or(series.alone.first());
         Self {
@@ -134,18 +135,14 @@ impl Summary {
 
 fn entry(calibrated: &Calibrated<'_>) -> CalibrationEntry {
     let Calibrated { guest, costs, expected_ms } = calibrated;
-    let jobs = guest
-        .scene
-        .jobs()
-        .iter()
-        .zip(&guest.jobs)
-        .zip(costs.iter().zip(expected_ms))
-        .map(|((name, job), (cost, expected_ms))| CalibratedJob {
+    let jobs = guest.scene.jobs().iter().zip(&guest.jobs).zip(costs.iter().zip(expected_ms)).map(
+        |((name, job), (cost, expected_ms))| CalibratedJob {
             job: name,
             cost: *cost,
             expected_ms: *expected_ms,
             target_ms: job.target_ms,
-        });
+        },
+    );
     CalibrationEntry { guest: guest.name.clone(), jobs: jobs.collect() }
 }
 
