@@ -1,0 +1,220 @@
+//! The host's threads as steps in a fixed order: workers, dispatcher, posters, until nothing moves.
+
+use super::{WorldError, system, tsc};
+use beamline_abi::{Nanos, SliceId};
+use beamline_latency::recorder::DEFAULT_CAPACITY;
+use beamline_latency::{Clock, Collector, FakeClock, SliceIndex, Stamp};
+use beamline_mdev::backend::SliceLimits;
+use beamline_mdev::backend::model::{CostModel, ModelGpu, Service};
+use beamline_mdev::config::HostConfig;
+use beamline_mdev::device::eventfd::EventFd;
+use beamline_mdev::device::pacer::{HostTsc, PacerHandle, PacerShared};
+use beamline_mdev::device::virtio::gpu::GpuHandle;
+use beamline_mdev::host;
+use beamline_mdev::mediate::dispatcher::{Dispatcher, SliceCounters, SliceLink};
+use beamline_mdev::mediate::message::RING;
+use beamline_mdev::mediate::poster::{Poster, PosterParts};
+use beamline_mdev::mediate::worker::{Worker, WorkerParts};
+use beamline_mdev::vblank::Grid;
+use beamline_sched::{GpuCaps, PolicyKind};
+use rtrb::RingBuffer;
+use std::convert::Infallible;
+use std::sync::Arc;
+
+/// Resource IDs of one context.
+const MAX_RESOURCES: u32 = 256;
+/// Rounds at one point in time after which the host is said to be running in circles.
+const MAX_ROUNDS: u32 = 10_000;
+/// Steps between two looks at the recorders' rings, which hold many times as many stamps.
+const COLLECT_EVERY: u32 = 512;
+
+/// What the world keeps of one slice.
+pub(super) struct Slice {
+    worker: Worker,
+    poster: Poster,
+    pub(super) counters: Arc<SliceCounters>,
+    pub(super) pacer: Arc<PacerShared>,
+    /// Its worker has something to look at.
+    pub(super) stirred: bool,
+}
+
+/// One host and its GPU.
+pub(super) struct Host {
+    dispatcher: Dispatcher,
+    wake: EventFd,
+    pub(super) slices: Vec<Slice>,
+    collector: Collector,
+    pub(super) stamps: Vec<Stamp>,
+    steps: u32,
+    /// When the dispatcher wants to be called again.
+    pub(super) next: Nanos,
+}
+
+/// A slice ID that is the same in every run.
+pub(super) fn slice_id(index: usize) -> SliceId {
+    let mut id = *b"slice of a world";
+    id[15] = index as u8;
+    SliceId(id)
+}
+
+impl Host {
+    /// A host for the slices of `config`, whose functions are `handles`.
+    pub(super) fn new(
+        config: &HostConfig,
+        handles: Vec<(PacerHandle, GpuHandle)>,
+        costs: impl CostModel + 'static,
+        clock: &FakeClock,
+    ) -> Result<Self, WorldError> {
+        let caps = GpuCaps {
+            in_flight: config.in_flight,
+            switch_cost: config.switch_cost,
+            guard_margin: config.guard_margin,
+        };
+        let phases = host::admit(config, caps).map_err(|e| WorldError::Refused(e.to_string()))?;
+        let collector = Collector::new();
+        let wake = EventFd::new().map_err(system("make an eventfd"))?;
+        let mut slices = Vec::new();
+        let mut links = Vec::new();
+        for (index, (pacer, gpu)) in handles.into_iter().enumerate() {
+            let parts =
+                Parts { config, index, phase: phases[index], clock, wake: &wake, pacer, gpu };
+            let (slice, link) = parts.wire(&collector)?;
+            slices.push(slice);
+            links.push(link);
+        }
+        let service = match config.policy {
+            PolicyKind::None => Service::Shared,
+            PolicyKind::Beamline | PolicyKind::Fifo => Service::Fifo,
+        };
+        let gpu = Box::new(ModelGpu::new(service, costs));
+        let jobs = Dispatcher::max_jobs(links.len());
+        let policy = config.policy.build(caps, links.len(), jobs);
+        let recorder = collector.registry().recorder(DEFAULT_CAPACITY);
+        let dispatcher = Dispatcher::new(policy, gpu, links, config.kill_grace, recorder);
+        let (stamps, next) = (Vec::new(), clock.now());
+        Ok(Self { dispatcher, wake, slices, collector, stamps, steps: 0, next })
+    }
+
+    /// Does all that is to be done at `now`, until only time can bring more.
+    pub(super) fn settle(&mut self, now: Nanos) -> Result<(), WorldError> {
+        for _ in 0..MAX_ROUNDS {
+            for slice in &mut self.slices {
+                if std::mem::take(&mut slice.stirred) {
+                    while slice.worker.step(now) {}
+                }
+            }
+            self.wake.take();
+            self.next = self.dispatcher.step(now);
+            for slice in &mut self.slices {
+                slice.poster.step();
+            }
+            if self.next > now {
+                self.collect_now_and_then();
+                return Ok(());
+            }
+        }
+        Err(WorldError::Circles { at: now, rounds: MAX_ROUNDS })
+    }
+
+    fn collect_now_and_then(&mut self) {
+        self.steps += 1;
+        if self.steps >= COLLECT_EVERY {
+            self.collect();
+        }
+    }
+
+    /// Takes the stamps off the recorders.
+    pub(super) fn collect(&mut self) {
+        self.steps = 0;
+        let stamps = &mut self.stamps;
+        let taken: Result<u64, Infallible> = self.collector.drain(|stamp| {
+            stamps.push(*stamp);
+            Ok(())
+        });
+        let Ok(_) = taken;
+    }
+
+    /// Stamps that found no room.
+    pub(super) fn dropped(&self) -> u64 {
+        self.collector.dropped()
+    }
+
+    /// Whether the slice has a renderer.
+    pub(super) fn is_ready(&self, index: usize) -> bool {
+        self.dispatcher.ready(index as u16).is_some()
+    }
+}
+
+/// What a slice is made from.
+struct Parts<'a> {
+    config: &'a HostConfig,
+    index: usize,
+    phase: Nanos,
+    clock: &'a FakeClock,
+    wake: &'a EventFd,
+    pacer: PacerHandle,
+    gpu: GpuHandle,
+}
+
+impl Parts<'_> {
+    /// Joins worker, dispatcher and poster by rings, as a host does.
+    fn wire(self, collector: &Collector) -> Result<(Slice, SliceLink), WorldError> {
+        let registry = collector.registry();
+        let slice = &self.config.slices[self.index];
+        let index = SliceIndex(self.index as u16);
+        let limits = SliceLimits { memory: slice.memory, max_resources: MAX_RESOURCES };
+        let (work_in, work) = RingBuffer::new(RING);
+        let (recycle, recycle_out) = RingBuffer::new(RING);
+        let (post, posts) = RingBuffer::new(RING);
+        let (answers_in, answers) = RingBuffer::new(4 * RING);
+        let poster_wake = EventFd::new().map_err(system("make an eventfd"))?;
+        let counters = Arc::new(SliceCounters::default());
+        let shared = Arc::clone(self.pacer.shared());
+        let origin = self.clock.now();
+        let grid = Grid::new(origin.saturating_add(self.phase), slice.contract.period, origin);
+        let link = SliceLink {
+            contract: slice.contract,
+            grid,
+            limits,
+            memory: Arc::clone(self.gpu.memory()),
+            work,
+            recycle,
+            post,
+            poster: poster_wake.clone(),
+            counters: Arc::clone(&counters),
+        };
+        let worker = Worker::new(WorkerParts {
+            index,
+            device: self.gpu,
+            pacer: Arc::clone(&shared),
+            limits,
+            work: work_in,
+            recycle: recycle_out,
+            answers: answers_in,
+            dispatcher: self.wake.clone(),
+            poster: poster_wake,
+            counters: Arc::clone(&counters),
+            recorder: registry.recorder(DEFAULT_CAPACITY),
+        });
+        let poster = Poster::new(PosterParts {
+            index,
+            slice: slice_id(self.index),
+            contract: slice.contract,
+            phase: self.phase,
+            display: (slice.width, slice.height),
+            limits,
+            pacer: self.pacer,
+            posts,
+            answers,
+            tsc: Some(HostTsc {
+                tsc_ref: tsc::HOST.tsc_ref,
+                ns_ref: Nanos(tsc::HOST.ns_ref),
+                mult: tsc::HOST.mult,
+                error: tsc::HOST.err_ns as u32,
+            }),
+            clock: Arc::new(self.clock.clone()),
+            recorder: registry.recorder(DEFAULT_CAPACITY),
+        });
+        Ok((Slice { worker, poster, counters, pacer: shared, stirred: false }, link))
+    }
+}
