@@ -202,8 +202,9 @@ pub fn host_time(page: &TimingPage, tsc: u64) -> Option<Nanos> {
     if page.clock_source == 0 {
         return None;
     }
-    // Both factors fit 65 bits with a sign, so the product fits.
-    let ticks = i128::from(tsc) - i128::from(page.tsc_ref);
+    // Counters wrap: one that starts at 0 with its guest was still below 0 at the host's reference.
+    let ticks = i128::from(tsc.wrapping_sub(page.tsc_ref) as i64);
+    // 63 bits and 64, with a sign: the product fits.
     let ns = ticks.checked_mul(i128::from(page.tsc_mult))? >> 32;
     u64::try_from(i128::from(page.ns_ref.0) + ns).ok().map(Nanos)
 }

@@ -110,6 +110,9 @@ fn tsc_maps_to_host_time_with_an_offset_and_before_the_reference() {
     assert_eq!(host_time(&page, 999_999_998_000), Some(Nanos(4_999_000)));
     assert_eq!(host_time(&page, 0), None, "before the host's clock began");
     assert_eq!(host_time(&TimingPage { clock_source: 0, ..page }, page.tsc_ref), None);
+    // The host's reference lies before the guest's counter began: 4,000 ticks below 0.
+    let early = TimingPage { tsc_ref: 4_000u64.wrapping_neg(), ..page };
+    assert_eq!(host_time(&early, 2_000), Some(Nanos(5_003_000)));
     let wild = TimingPage { tsc_mult: u64::MAX, tsc_ref: 0, ..page };
     assert_eq!(host_time(&wild, u64::MAX), None, "nonsense is no time, and no panic");
 }
