@@ -49,7 +49,9 @@ pub(crate) fn doctor(json: bool) -> anyhow::Result<()> {
     if json {
         output::json(&findings)?;
     } else {
-        findings.iter().for_each(|finding| output::line(&show(finding)));
+        for finding in &findings {
+            output::line(&show(finding));
+        }
     }
     let missing: Vec<&str> =
         findings.iter().filter(|f| f.state == State::Missing).map(|f| f.what).collect();
@@ -77,19 +79,19 @@ pub(crate) fn require_kvm() -> anyhow::Result<()> {
     required(kvm(&probe::kvm()))
 }
 
-/// Fails with exit code 2 where nothing can render, or nothing with `adapter` in its name.
-pub(crate) fn require_vulkan(adapter: Option<&str>) -> anyhow::Result<()> {
+/// The name of the GPU that renders: the best one with `adapter` in its name. Fails with exit code 2 where
+/// there is none.
+pub(crate) fn require_vulkan(adapter: Option<&str>) -> anyhow::Result<String> {
     let names = adapters()?;
     required(vulkan(&names))?;
-    let Some(adapter) = adapter else { return Ok(()) };
+    let adapter = adapter.unwrap_or_default();
     let wanted = adapter.to_lowercase();
-    if names.iter().any(|name| name.to_lowercase().contains(&wanted)) {
-        return Ok(());
-    }
-    Err(refused(format!(
-        "no Vulkan device has `{adapter}` in its name; there are: {}; mend: correct gpu.adapter",
-        names.join(", ")
-    )))
+    names.iter().find(|name| name.to_lowercase().contains(&wanted)).cloned().ok_or_else(|| {
+        refused(format!(
+            "no Vulkan device has `{adapter}` in its name; there are: {}; mend: correct gpu.adapter",
+            names.join(", ")
+        ))
+    })
 }
 
 fn required(finding: Finding) -> anyhow::Result<()> {

@@ -4,11 +4,9 @@ use crate::events::{HostEvent, ReadySlice, SliceStats};
 use crate::failure::{refused, refused_by};
 use crate::output;
 use crate::signals::Stop;
-use beamline_abi::Nanos;
 use beamline_mdev::config::HostConfig;
 use beamline_mdev::host::{Host, HostError, RendererProgram};
-use beamline_sched::admission::{Admission, Current};
-use beamline_sched::{GpuCaps, TenantId};
+use beamline_sched::GpuCaps;
 use std::path::Path;
 use std::time::Duration;
 
@@ -67,28 +65,13 @@ fn classed(error: HostError) -> anyhow::Error {
     }
 }
 
-/// Whether every contract of `config` can be kept beside the others, tight ones first. What does not fit
-/// is refused with its slice's name.
+/// Whether every contract of `config` can be kept beside the others. What does not fit is refused with its
+/// slice's name.
 pub(crate) fn admit(config: &HostConfig) -> anyhow::Result<()> {
     let caps = GpuCaps {
         in_flight: config.in_flight,
         switch_cost: config.switch_cost,
         guard_margin: config.guard_margin,
     };
-    let admission = Admission::new(caps, HostConfig::MAX_SLICES);
-    let mut order: Vec<_> = config.slices.iter().enumerate().collect();
-    order.sort_by_key(|(i, s)| {
-        let c = &s.contract;
-        (c.class, c.late_latch.is_none(), c.period.floor(), *i)
-    });
-    let mut current: Vec<Current> = Vec::with_capacity(order.len());
-    for (index, slice) in order {
-        let admitted = admission.try_admit(&current, &slice.contract).map_err(|refusal| {
-            refused(format!("slice `{}`: its contract is refused: {refusal}", slice.name))
-        })?;
-        let phase: Nanos = admitted.phase;
-        // At most MAX_SLICES.
-        current.push((TenantId(index as u16), slice.contract, phase));
-    }
-    Ok(())
+    beamline_mdev::host::admit(config, caps).map(drop).map_err(classed)
 }

@@ -167,19 +167,15 @@ pub(crate) struct Family {
 
 impl Family {
     /// Starts a host and waits until clients may attach.
-    pub(crate) fn start(
-        host_toml: &Path,
-        log: &Path,
-        stop: &Stop,
-    ) -> anyhow::Result<(Self, HostEvent)> {
+    pub(crate) fn start(host_toml: &Path, log: &Path, stop: &Stop) -> anyhow::Result<Self> {
         let (sender, news) = channel();
         let arguments = ["host".as_ref(), host_toml.as_os_str()];
         let host = Child::start("the host", Role::Host, &arguments, log, sender.clone())?;
         let mut family = Self { guests: Vec::new(), host, news, sender };
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + Duration::from_mins(1);
         loop {
             match family.next(end, stop)? {
-                Some(News::Host(ready @ HostEvent::Ready { .. })) => return Ok((family, ready)),
+                Some(News::Host(HostEvent::Ready { .. })) => return Ok(family),
                 Some(_) => {}
                 None => bail!(
                     "the host was not ready after 60 s; it wrote:\n  {}",
@@ -198,7 +194,7 @@ impl Family {
 
     /// Waits until every guest renders.
     pub(crate) fn wait_rendering(&mut self, stop: &Stop) -> anyhow::Result<()> {
-        let end = Instant::now() + Duration::from_secs(60);
+        let end = Instant::now() + Duration::from_mins(1);
         let mut waiting: Vec<String> = self.guests.iter().map(|g| g.name.clone()).collect();
         while !waiting.is_empty() {
             match self.next(end, stop)? {
@@ -334,9 +330,9 @@ mod tests {
     #[test]
     fn a_child_is_reaped_with_its_status() {
         let mut sh = child("exit 2");
-        assert_eq!(sh.wait(Duration::from_secs(60)).and_then(|s| s.code()), Some(2));
+        assert_eq!(sh.wait(Duration::from_mins(1)).and_then(|s| s.code()), Some(2));
         // Asked again, it is still known.
-        assert_eq!(sh.stop(Duration::from_secs(60)).and_then(|s| s.code()), Some(2));
+        assert_eq!(sh.stop(Duration::from_mins(1)).and_then(|s| s.code()), Some(2));
     }
 
     #[test]

@@ -133,6 +133,7 @@ struct DeviceSection {
 }
 
 /// What a slice may use of the GPU, in ms.
+#[expect(clippy::struct_field_names, reason = "the unit belongs into the names")]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Budget {
     /// The frame's own jobs.

@@ -68,7 +68,6 @@ fn outcome(vr_busy: u64, frames: u64) -> Outcome {
         window: Window { from_ns: 0, to_ns: (frames + 2) * 11 * MS },
         noise: Noise { duration_ns: 1_000_000_000, max_steal: 10, ..Noise::default() },
         files: super::super::files::RunFiles { folder: "x".into(), sockets: "y".into() },
-        gpu: "a model".into(),
     }
 }
 
@@ -94,7 +93,7 @@ fn frames_in_time_keep_the_promise_and_late_ones_break_it() {
     let demo = demo();
     let good = judged(&outcome(2 * MS, 1200), &demo);
     assert_eq!(good.report.warm_up_ns, 1_500_000_000);
-    let promises_kept = promises(&demo, &[good.clone()]);
+    let promises_kept = promises(&demo, std::slice::from_ref(&good));
     assert_eq!(verdict_of(&promises_kept, "vr: 99%").verdict, Verdict::Met);
 
     let bad = judged(&outcome(12 * MS, 1200), &demo);

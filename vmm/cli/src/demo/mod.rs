@@ -56,10 +56,10 @@ pub(crate) fn demo(options: &Options) -> anyhow::Result<()> {
     let demo = Demo::load(options.config.as_deref())?;
     let image = prepare::image(options.image.as_deref(), &demo)?;
     let place = place::Placement::here()?;
-    prepare::check(&demo)?;
+    let gpu = prepare::check(&demo)?;
 
     output::line(&format!(
-        "{} guests on one GPU; rendering on CPU {:?}, all else on CPU {:?}{}",
+        "{} guests on one GPU, {gpu}; rendering on CPU {:?}, all else on CPU {:?}{}",
         demo.guests.len(),
         place.render,
         place.host,
@@ -67,18 +67,30 @@ pub(crate) fn demo(options: &Options) -> anyhow::Result<()> {
     ));
     let noise = watch(&demo, &stop)?;
     output::line(&format!("this machine, idle: {noise} (measured)"));
+    if let Some(load) = others_load() {
+        output::line(&format!(
+            "other programs keep {load:.1} CPUs of this machine busy: expect late frames everywhere"
+        ));
+    }
 
-    let session = Session::new(&demo, image, options.out.clone(), place, &stop)?;
+    let session = Session::new(&demo, image, &options.out, place, &stop)?;
     output::line("calibrating each scene alone (measured):");
     let calibrated = calibrate::calibrate(&session)?;
     let series = series::run_all(&session, &calibrated, began)?;
-    let summary = summary::Summary::new(&session, &calibrated, noise, &series);
+    let summary = summary::Summary::new(&session, gpu, &calibrated, noise, &series);
     summary.write(&session, &series)?;
     summary.print(&session, began.elapsed());
     if options.json {
         output::json(&summary)?;
     }
     Ok(())
+}
+
+/// How many CPUs other programs kept busy in the last minute, where that is enough to disturb.
+fn others_load() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    let load: f64 = text.split_ascii_whitespace().next()?.parse().ok()?;
+    (load > 0.5).then_some(load)
 }
 
 /// Watches the machine before anything of ours runs.

@@ -30,11 +30,13 @@ fn beside_program(program: &Path) -> PathBuf {
     target.join("x86_64-unknown-linux-gnu/guest/beamline-microguest")
 }
 
-/// Whether guests, the GPU and the contracts are possible here, as far as can be told without a run.
-pub(crate) fn check(demo: &Demo) -> anyhow::Result<()> {
+/// Whether guests, the GPU and the contracts are possible here, as far as can be told without a run. The
+/// name of the GPU.
+pub(crate) fn check(demo: &Demo) -> anyhow::Result<String> {
     doctor::require_kvm()?;
-    doctor::require_vulkan(demo.gpu.adapter.as_deref())?;
-    check_contracts(demo)
+    let gpu = doctor::require_vulkan(demo.gpu.adapter.as_deref())?;
+    check_contracts(demo)?;
+    Ok(gpu)
 }
 
 /// Admits the contracts as they would be if every scene took exactly the time it aims for: what is not

@@ -86,15 +86,12 @@ fn repeated(
         drop(analysis);
         let again = repeats < session.demo.runs.repeats
             && began.elapsed() < Duration::from_secs(LAST_REPEAT_S);
-        match &judged.report.void {
-            Some(why) if again => {
-                repeats += 1;
-                output::line(&format!("{}: void, again: {why}", plan.name));
-            }
-            _ => {
-                output::line(&one_line(&plan.name, &judged));
-                return Ok((judged, outcome));
-            }
+        if let Some(why) = judged.report.void.as_ref().filter(|_| again) {
+            repeats += 1;
+            output::line(&format!("{}: void, again: {why}", plan.name));
+        } else {
+            output::line(&one_line(&plan.name, &judged));
+            return Ok((judged, outcome));
         }
     }
 }
@@ -103,12 +100,11 @@ fn repeated(
 fn one_line(name: &str, judged: &Judged) -> String {
     let mut text = format!("{name} ({}):", judged.report.label);
     for slice in &judged.report.slices {
-        match judged.background.iter().find(|b| b.name == slice.name) {
-            Some(b) => text += &format!("  {} {} jobs", b.name, b.jobs),
-            None => {
-                let percent = slice.in_budget.percent.unwrap_or(0.0);
-                text += &format!("  {} {percent:.2}% of {} frames", slice.name, slice.in_budget.of);
-            }
+        if let Some(b) = judged.background.iter().find(|b| b.name == slice.name) {
+            text += &format!("  {} {} jobs", b.name, b.jobs);
+        } else {
+            let percent = slice.in_budget.percent.unwrap_or(0.0);
+            text += &format!("  {} {percent:.2}% of {} frames", slice.name, slice.in_budget.of);
         }
     }
     if judged.report.void.is_some() {

@@ -47,8 +47,6 @@ pub(crate) struct Outcome {
     pub(crate) window: Window,
     pub(crate) noise: Noise,
     pub(crate) files: RunFiles,
-    /// Who executed the GPU work.
-    pub(crate) gpu: String,
 }
 
 /// What all runs of one demo share.
@@ -66,14 +64,14 @@ impl<'a> Session<'a> {
     pub(crate) fn new(
         demo: &'a Demo,
         image: PathBuf,
-        output: PathBuf,
+        output: &Path,
         place: Placement,
         stop: &'a Stop,
     ) -> anyhow::Result<Self> {
-        fs::create_dir_all(&output)
+        fs::create_dir_all(output)
             .with_context(|| format!("cannot make the folder {}", output.display()))?;
         // Children start in this folder too, yet a configuration's relative paths start at its own.
-        let output = fs::canonicalize(&output).context("cannot resolve the output folder")?;
+        let output = fs::canonicalize(output).context("cannot resolve the output folder")?;
         Ok(Self { demo, image, output, place, stop, sockets: SocketFolder::new()? })
     }
 
@@ -86,7 +84,7 @@ impl<'a> Session<'a> {
         let files = self.write_files(plan)?;
         let mut progress = Progress::new();
         progress.show(&format!("{}: starting", plan.name));
-        let (mut family, ready) = Family::start(&files.host_toml(), &files.log("host"), self.stop)?;
+        let mut family = Family::start(&files.host_toml(), &files.log("host"), self.stop)?;
         for Booking { guest, .. } in &plan.bookings {
             family.add_guest(&guest.name, &files.guest_toml(guest), &files.log(&guest.name))?;
         }
@@ -104,18 +102,13 @@ impl<'a> Session<'a> {
         family.run_until(began + plan.warm_up + plan.length, self.stop, &mut show)?;
         let to = MonotonicClock.now();
         let noise = watch.end(self.demo.noise.steal_per_30s, None)?;
-        drop(show);
         progress.show(&format!("{}: draining", plan.name));
         family.finish()?;
 
         let stamps = files.stamps();
         let log = Log::read(&stamps).with_context(|| stamps.display().to_string())?;
-        let gpu = match ready {
-            HostEvent::Ready { gpu, .. } => gpu,
-            _ => String::new(),
-        };
         let window = Window { from_ns: from.0, to_ns: to.0 };
-        Ok(Outcome { log, window, noise, files, gpu })
+        Ok(Outcome { log, window, noise, files })
     }
 
     fn write_files(&self, plan: &Plan<'_>) -> anyhow::Result<RunFiles> {

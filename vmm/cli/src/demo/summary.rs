@@ -54,6 +54,7 @@ impl Summary {
     /// From all runs.
     pub(crate) fn new(
         session: &Session<'_>,
+        gpu: String,
         calibrated: &[Calibrated<'_>],
         machine: Noise,
         series: &Series,
@@ -64,7 +65,7 @@ impl Summary {
         let first = series.together.first().or(series.alone.first());
         Self {
             label: first.map_or(Label::Measured, |(judged, _)| judged.report.label),
-            gpu: first.map_or_else(String::new, |(_, outcome)| outcome.gpu.clone()),
+            gpu,
             machine,
             repeats: series.repeats(),
             calibration: calibrated.iter().map(entry).collect(),
