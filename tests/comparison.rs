@@ -156,7 +156,9 @@ fn a_missing_and_a_double_stamp_are_noticed() {
     for stage in Stage::OF_A_JOB.into_iter().chain([Stage::Posted, Stage::Guest]) {
         // In the middle of the run, of the vblank or job that shows the frame.
         let middle = log.stamps.len() / 2;
-        let at = (middle..).find(|&i| log.stamps[i].stage() == Some(stage)).expect("there is one");
+        let at = (middle..log.stamps.len())
+            .find(|&i| log.stamps[i].stage() == Some(stage))
+            .expect("there is one");
         let mut broken = log.clone();
         broken.stamps.remove(at);
         if stage != Stage::Guest {

@@ -5,11 +5,14 @@ use beamline_abi::Nanos;
 use beamline_abi::frame::{MAGIC, SubmitHeader, SubmitKind, VERSION};
 use beamline_abi::pacer::{BAR4_SIZE, MARKER_HEAD, MARKER_TAIL};
 use beamline_abi::virtio_gpu::{CtrlHeader, cmd};
+use beamline_latency::Stage;
+use beamline_mdev::mediate::message::MAX_QUEUED;
 use beamline_sched::PolicyKind;
 use beamline_tests::{
     FLOOD, Function, GAME, Habits, Port, RAM, RAM_SIZE, Scenario, Seeded, State, VR, World,
 };
 use beamline_vfio_user::RegionIndex;
+use std::collections::BTreeMap;
 use zerocopy::IntoBytes;
 
 /// The guest that is up to no good: on a reserved contract like the game's, so that it is owed something.
@@ -36,7 +39,8 @@ fn scenario(seed: u64) -> Scenario {
 
 /// The three well-behaved guests after a second, and when judging begins.
 fn world(scenario: &Scenario, rogue_job: Nanos) -> (World, Nanos) {
-    let costs = scenario.costs().with(ROGUE as u16, 0, rogue_job);
+    let jobs = 0..3;
+    let costs = jobs.fold(scenario.costs(), |c, job| c.with(ROGUE as u16, job, rogue_job));
     let mut world = scenario.with_guests(costs, &OTHERS).unwrap();
     world.run_for(Nanos::from_secs(1)).unwrap();
     let from = world.now();
@@ -82,16 +86,36 @@ fn a_guest_that_stops_answering() {
 
 #[test]
 fn a_guest_that_floods() {
-    // Each job is as long as `max_job` allows, which is three quarters of a whole frame's budget.
+    let restless = Habits { wake_delay: Nanos::from_micros(100), cpu: Nanos::from_micros(20) };
     let (mut world, from) = world(&scenario(2), Nanos::from_micros(570));
     let flood = world.busy(FLOOD);
-    let restless = Habits { wake_delay: Nanos::from_micros(5), cpu: Nanos::from_micros(1) };
     world.attach(ROGUE, "scene=flood depth=8", restless).unwrap();
     world.run_until(from.saturating_add(SPAN)).unwrap();
     let stats = world.stats(ROGUE);
     println!("{stats:?}");
-    assert!(stats.submitted > 10_000, "it was not much of a flood: {stats:?}");
+    assert!(stats.submitted > 400_000, "it was not much of a flood: {stats:?}");
     assert!(!matches!(world.state(ROGUE), State::Failed(_)), "{:?}", world.state(ROGUE));
+    assert_unharmed(&mut world, from, flood);
+    // Whatever was refused left an answer in the log, too.
+    let outcome = world.log();
+    let of = |stage| {
+        let stamps = outcome.log().stamps.iter();
+        stamps.filter(|s| usize::from(s.slice.0) == ROGUE && s.stage() == Some(stage)).count()
+    };
+    let (doorbells, fences) = (of(Stage::Doorbell), of(Stage::Fence));
+    assert!(doorbells - fences <= MAX_QUEUED, "{doorbells} found, {fences} answered");
+}
+
+#[test]
+fn a_guest_that_takes_more_than_its_budget() {
+    // Three jobs a frame, each as long as `max_job` allows: twice the budget of 0.8 ms.
+    let (mut world, from) = world(&scenario(6), Nanos::from_micros(570));
+    let flood = world.busy(FLOOD);
+    world.attach(ROGUE, "scene=game depth=5", Habits::default()).unwrap();
+    world.run_until(from.saturating_add(SPAN)).unwrap();
+    let used = world.busy(ROGUE);
+    println!("{:?}, {used} of GPU time", world.stats(ROGUE));
+    assert!(used > Nanos(SPAN.0 / 1000 * 60 * 8 / 10), "it kept to its budget: {used}");
     assert_unharmed(&mut world, from, flood);
 }
 
@@ -123,12 +147,14 @@ fn a_guest_that_writes_garbage() {
         let (mut world, from) = world(&scenario(seed), Nanos::from_micros(500));
         let flood = world.busy(FLOOD);
         let mut numbers = Seeded::new(seed);
-        let (mut attached, mut refused) = (0, 0);
+        let (mut attached, mut refused) = (0, BTreeMap::new());
         while world.now() < from.saturating_add(SPAN) {
             // A driver that runs on a machine where somebody else writes as well.
             match world.attach(ROGUE, "scene=game", Habits::default()) {
                 Ok(()) => attached += 1,
-                Err(_) => refused += 1,
+                Err(error) => {
+                    *refused.entry(format!("{error}")).or_insert(0) += 1;
+                }
             }
             for _ in 0..numbers.below(40) {
                 world.misuse(ROGUE, |port| vandalise(port, &mut numbers));
@@ -138,7 +164,7 @@ fn a_guest_that_writes_garbage() {
                 world.kill(ROGUE);
             }
         }
-        println!("seed {seed}: attached {attached} times, failed to {refused} times");
+        println!("seed {seed}: attached {attached} times, failed: {refused:?}");
         assert!(attached > 50, "garbage must not lock a slice for good");
         assert_unharmed(&mut world, from, flood);
         // And the slice is as good as new for a guest that behaves.
@@ -170,7 +196,7 @@ fn vandalise(port: &mut Port, numbers: &mut Seeded) {
 }
 
 fn bytes(numbers: &mut Seeded, most: u64) -> Vec<u8> {
-    (0..=numbers.below(most)).map(|_| numbers.next() as u8).collect()
+    (0..=numbers.below(most)).map(|_| numbers.bits() as u8).collect()
 }
 
 fn registers(port: &mut Port, numbers: &mut Seeded) {
@@ -183,7 +209,7 @@ fn registers(port: &mut Port, numbers: &mut Seeded) {
     let offset = page + numbers.below(0x80) / width * width;
     let mut data = vec![0; width as usize];
     port.region_read(function, RegionIndex::bar(bar), offset, &mut data);
-    let data = u64::from(numbers.next()).to_le_bytes();
+    let data = u64::from(numbers.bits()).to_le_bytes();
     port.region_write(function, RegionIndex::bar(bar), offset, &data[..width as usize]);
 }
 
@@ -213,12 +239,12 @@ fn memory(port: &mut Port, numbers: &mut Seeded, within: u64) {
 /// A request that is nearly right, put over whatever lies in the first request buffers.
 fn submission(port: &mut Port, numbers: &mut Seeded) {
     let types =
-        [cmd::SUBMIT_3D, cmd::CTX_CREATE, cmd::CTX_DESTROY, cmd::GET_CAPSET, numbers.next()];
+        [cmd::SUBMIT_3D, cmd::CTX_CREATE, cmd::CTX_DESTROY, cmd::GET_CAPSET, numbers.bits()];
     let type_ = types[numbers.below(types.len() as u64) as usize];
-    let (flags, fence_id) = (numbers.below(4) as u32, u64::from(numbers.next()));
+    let (flags, fence_id) = (numbers.below(4) as u32, u64::from(numbers.bits()));
     let ctx_id = numbers.below(3) as u32;
     let head = CtrlHeader { type_, flags, fence_id, ctx_id, ..CtrlHeader::default() };
-    let kinds = [SubmitKind::Setup as u16, SubmitKind::Job as u16, numbers.next() as u16];
+    let kinds = [SubmitKind::Setup as u16, SubmitKind::Job as u16, numbers.bits() as u16];
     let submit = SubmitHeader {
         magic: MAGIC,
         version: VERSION,

@@ -14,12 +14,12 @@ impl Seeded {
     /// A generator for `seed`.
     pub fn new(seed: u64) -> Self {
         let mut new = Self(seed.wrapping_add(0xda3e_39cb_94b9_5bdb));
-        new.next();
+        new.bits();
         new
     }
 
     /// The next 32 bits.
-    pub fn next(&mut self) -> u32 {
+    pub fn bits(&mut self) -> u32 {
         let old = self.0;
         self.0 = old.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
         let mixed = (((old >> 18) ^ old) >> 27) as u32;
@@ -28,7 +28,7 @@ impl Seeded {
 
     /// A number below `end`, which is above 0.
     pub fn below(&mut self, end: u64) -> u64 {
-        let wide = u64::from(self.next()) << 32 | u64::from(self.next());
+        let wide = u64::from(self.bits()) << 32 | u64::from(self.bits());
         wide % end
     }
 }

@@ -116,13 +116,14 @@ impl Port {
         Ok((port, pacer_handle, gpu_handle))
     }
 
-    /// Does what a VMM does before its guest runs.
+    /// Does what a VMM does before its guest runs, at first or after a reboot of the guest: that leaves the
+    /// functions as they are.
     pub(super) fn plug(&mut self) -> Result<(), WorldError> {
         let refused = |e: beamline_vfio_user::DeviceError| WorldError::Refused(e.to_string());
         self.ahead = Nanos::ZERO;
         self.doorbell = None;
         self.assign_bars();
-        self.gpu.dma_map(dma_map(&self.memory)?).map_err(refused)?;
+        self.set_dma(true)?;
         self.interrupts.clear();
         for function in [Function::Pacer, Function::Gpu] {
             let count = self.device(function).irq(IrqIndex::MSIX).count;

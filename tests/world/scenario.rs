@@ -83,8 +83,7 @@ impl Scenario {
         // Writing to a string cannot fail.
         let _ = write!(text, "policy = \"{}\"\nkill_grace_ms = {grace:?}\n", self.policy);
         text.push_str("switch_cost_ms = 0.0\nguard_margin_ms = 0.05\n");
-        [VR_SLICE, GAME_SLICE, FLOOD_SLICE, self.more].iter().for_each(|s| text.push_str(s));
-        text
+        text + VR_SLICE + GAME_SLICE + FLOOD_SLICE + self.more
     }
 
     /// What the jobs take.
