@@ -252,12 +252,16 @@ impl Worker {
     fn accept(&mut self, job: Job<super::job::Validated>, pending: Pending, now: Nanos) {
         let header = job.meta().header;
         match job.meta().kind {
-            SubmitKind::Setup => self.hand_over(pending, |pending| Work::Setup { job, pending }),
+            SubmitKind::Setup => {
+                self.hand_over(pending, |pending| Work::Setup { job, pending });
+            }
             SubmitKind::Job => {
                 let key = self.key(&header);
                 self.parts.recorder.record(Stamp::doorbell(key, now));
                 self.parts.recorder.record(Stamp::mediated(key, now, job.bytes().len() as u64));
-                self.hand_over(pending, |pending| Work::Job { job, pending, arrival: now });
+                if !self.hand_over(pending, |pending| Work::Job { job, pending, arrival: now }) {
+                    self.parts.recorder.record(Stamp::failed(key, now, Reason::Quota));
+                }
             }
         }
     }
@@ -273,18 +277,22 @@ impl Worker {
         }
     }
 
-    /// Sends work to the dispatcher, if the slice has not too much on its way. Every request counts until
-    /// its answer is posted, and the ring holds `MAX_QUEUED` requests and as many detaches.
-    fn hand_over(&mut self, pending: Pending, work: impl FnOnce(Pending) -> Work) {
+    /// Sends work to the dispatcher, if the slice has not too much on its way; else refuses it and answers
+    /// `false`. Every request counts until its answer is posted, and the ring holds `MAX_QUEUED` requests
+    /// and as many detaches.
+    fn hand_over(&mut self, pending: Pending, work: impl FnOnce(Pending) -> Work) -> bool {
         let queued = &self.parts.counters.queued;
         if queued.fetch_add(1, Ordering::AcqRel) >= MAX_QUEUED as u64 {
             queued.fetch_sub(1, Ordering::AcqRel);
             self.reject(pending, Reason::Quota);
+            false
         } else if self.parts.work.push(work(pending)).is_ok() {
             self.worked = true;
+            true
         } else {
             queued.fetch_sub(1, Ordering::AcqRel);
             self.reject(pending, Reason::Quota);
+            false
         }
     }
 

@@ -95,18 +95,9 @@ impl Dispatcher {
         arrival: Nanos,
         now: Nanos,
     ) {
+        let key = self.key(index, &job.meta().header);
         match self.place(index, &job) {
             Ok((slot, release, deadline)) => {
-                let header = job.meta().header;
-                let late_latch = header.flags & submit_flag::LATE_LATCH != 0;
-                let key = JobKey {
-                    slice: SliceIndex(index as u16),
-                    generation: self.slices[index].key.generation,
-                    frame: header.frame,
-                    job: header.job,
-                    jobs: header.jobs,
-                    late_latch,
-                };
                 let entry = Entry {
                     slice: index as u16,
                     job,
@@ -124,10 +115,10 @@ impl Dispatcher {
                 let spec = JobSpec {
                     ticket,
                     tenant: tenant(index),
-                    frame: header.frame,
-                    job: header.job,
-                    jobs: header.jobs,
-                    late_latch,
+                    frame: key.frame,
+                    job: key.job,
+                    jobs: key.jobs,
+                    late_latch: key.late_latch,
                     arrival,
                     release,
                     deadline,
@@ -138,10 +129,22 @@ impl Dispatcher {
                 }
             }
             Err(reason) => {
+                self.recorder.record(Stamp::failed(key, now, reason));
                 self.recycle(index, job);
                 self.slices[index].link.counters.failed.fetch_add(1, Ordering::Relaxed);
                 self.complete(index, pending, Err(reason));
             }
+        }
+    }
+
+    fn key(&self, index: usize, header: &SubmitHeader) -> JobKey {
+        JobKey {
+            slice: SliceIndex(index as u16),
+            generation: self.slices[index].key.generation,
+            frame: header.frame,
+            job: header.job,
+            jobs: header.jobs,
+            late_latch: header.flags & submit_flag::LATE_LATCH != 0,
         }
     }
 
