@@ -6,7 +6,7 @@
 //! | the log file | [`log`], [`meta`] |
 //! | joining stamps to frames | [`frames`], [`timeline`] |
 //! | judging | [`analysis`], [`slots`], [`cause`], [`dist`], [`verdict`] |
-//! | showing | [`report`], [`table`], [`svg`], [`trace`], [`csv`], [`noise`] |
+//! | showing | [`report`], [`table`], [`stages`], [`svg`], [`trace`], [`csv`], [`noise`] |
 //!
 //! [`Analysis`] goes from a log to a report. Durations are integer nanoseconds; what was not
 //! measured is `None`, never 0. Every result carries one of the words of [`meta::Label`].
@@ -23,6 +23,7 @@ pub mod noise;
 pub mod recorder;
 pub mod report;
 pub mod slots;
+pub mod stages;
 pub mod stamp;
 pub mod svg;
 pub mod table;

@@ -12,6 +12,7 @@ mod failure;
 mod host;
 mod output;
 mod renderer;
+mod report;
 mod run;
 mod signals;
 
@@ -27,6 +28,7 @@ Examples:
   beamline host host.toml         schedule a GPU and serve its slices until Ctrl-C
   beamline run vr.toml --check    look for mistakes in a guest's file, start nothing
   beamline run vr.toml            boot that guest on the slices that a host serves
+  beamline report stamps.bin      judge every frame of a log, and show where its time went
 
 Exit codes:
   0  done
@@ -77,6 +79,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Judge every frame of a log that a host wrote, and show where its time went, stage by stage
+    Report(report::Report),
     /// Executes one slice's GPU work; started by the host
     #[command(hide = true)]
     Renderer,
@@ -106,6 +110,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Run { guest, check } => run::run(&guest, check),
         Command::Demo(options) => demo::demo(&options),
         Command::Doctor { json } => doctor::doctor(json),
+        Command::Report(options) => report::report(&options),
         Command::Renderer => renderer::renderer(),
         Command::Adapters => doctor::print_adapters(),
     }
