@@ -57,6 +57,8 @@ pub(crate) struct Noise {
     pub(crate) seconds: f64,
     /// Most steal of a run that counts, in jiffies per 30 s.
     pub(crate) steal_per_30s: u64,
+    /// Most that other programs may take in a run that counts, in percent of one CPU.
+    pub(crate) others_percent: f64,
 }
 
 /// How the scenes' costs are found.
@@ -251,6 +253,7 @@ impl Demo {
             }
         }
         within("noise.seconds", self.noise.seconds, 0.1, 60.0)?;
+        within("noise.others_percent", self.noise.others_percent, 0.0, 1e6)?;
         within("calibration.seconds", self.calibration.seconds, 0.5, 60.0)?;
         within("calibration.headroom", self.calibration.headroom, 1.0, 10.0)?;
         within("calibration.job_headroom", self.calibration.job_headroom, 1.0, 10.0)?;

@@ -1,6 +1,7 @@
 //! What the runs came to: reports per run, and a verdict for every promise under every policy.
 
 use super::config::{Class, Demo, Guest};
+use super::others::Others;
 use super::session::Outcome;
 use beamline_abi::Nanos;
 use beamline_latency::analysis::{Analysis, Options};
@@ -15,6 +16,8 @@ pub(crate) struct Judged {
     #[serde(flatten)]
     pub(crate) report: RunReport,
     pub(crate) background: Vec<Background>,
+    /// What other programs took meanwhile.
+    pub(crate) others: Others,
     /// Times that this run was tried because the machine spoiled it before.
     pub(crate) repeats: u32,
 }
@@ -45,7 +48,11 @@ pub(crate) fn judge(
     let mut report = RunReport::new(analysis, Some(outcome.noise.clone()), required);
     // The window begins after it.
     report.warm_up_ns = warm_up.as_nanos() as u64;
+    report.void = report.void.or_else(|| outcome.others.void_reason(demo.noise.others_percent));
     for (slice, guest) in report.slices.iter_mut().zip(guests) {
+        if let (Some(verdict), Some(why)) = (&mut slice.verdict, &report.void) {
+            *verdict = Verdict::Inconclusive(Reason::Void(why.clone()));
+        }
         // Its promise is GPU time, not frames.
         if guest.contract.class == Class::Background {
             slice.verdict = None;
@@ -57,7 +64,7 @@ pub(crate) fn judge(
         .filter(|(_, guest)| guest.contract.class == Class::Background)
         .map(|(slice, guest)| background(analysis, slice, guest))
         .collect();
-    Judged { report, background, repeats }
+    Judged { report, background, others: outcome.others, repeats }
 }
 
 /// The analysis of a run's judged part.

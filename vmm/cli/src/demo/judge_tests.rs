@@ -67,6 +67,7 @@ fn outcome(vr_busy: u64, frames: u64) -> Outcome {
         log: Log { meta, stamps, dropped: 0 },
         window: Window { from_ns: 0, to_ns: (frames + 2) * 11 * MS },
         noise: Noise { duration_ns: 1_000_000_000, max_steal: 10, ..Noise::default() },
+        others: Others { percent: 0.0 },
         files: super::super::files::RunFiles { folder: "x".into(), sockets: "y".into() },
     }
 }
@@ -141,11 +142,16 @@ fn background_is_held_against_its_declared_minimum() {
 #[test]
 fn a_void_run_has_no_verdict() {
     let demo = demo();
-    let mut run = outcome(2 * MS, 1200);
-    run.noise.steal_jiffies = vec![1000];
-    let promises = promises(&demo, &[judged(&run, &demo)]);
-    for promise in &promises {
-        let verdict = &promise.results[0].verdict;
-        assert!(matches!(verdict, Verdict::Inconclusive(Reason::Void(_))), "{verdict:?}");
+    for (steal, others) in [(1000, 0.0), (0, 1000.0)] {
+        let mut run = outcome(2 * MS, 1200);
+        run.noise.steal_jiffies = vec![steal];
+        run.others = Others { percent: others };
+        let judged = judged(&run, &demo);
+        let of_slice = judged.report.slices[0].verdict.clone().unwrap();
+        assert!(matches!(of_slice, Verdict::Inconclusive(Reason::Void(_))), "{of_slice:?}");
+        for promise in promises(&demo, &[judged]) {
+            let verdict = &promise.results[0].verdict;
+            assert!(matches!(verdict, Verdict::Inconclusive(Reason::Void(_))), "{verdict:?}");
+        }
     }
 }

@@ -5,7 +5,7 @@
 //! | configuration | [`config`] |
 //! | what has to be there | [`prepare`] |
 //! | costs of the scenes on this machine | [`calibrate`], [`cost`] |
-//! | one run: files, processes, stamps | [`session`], [`files`], [`children`], [`place`] |
+//! | one run: files, processes, stamps | [`session`], [`files`], [`children`], [`place`], [`others`] |
 //! | all runs | [`series`] |
 //! | verdicts, tables, pictures | [`judge`], [`show`] |
 
@@ -15,6 +15,7 @@ mod config;
 mod cost;
 mod files;
 mod judge;
+mod others;
 mod place;
 mod prepare;
 mod series;
@@ -67,11 +68,6 @@ pub(crate) fn demo(options: &Options) -> anyhow::Result<()> {
     ));
     let noise = watch(&demo, &stop)?;
     output::line(&format!("this machine, idle: {noise} (measured)"));
-    if let Some(load) = others_load() {
-        output::line(&format!(
-            "other programs keep {load:.1} CPUs of this machine busy: expect late frames everywhere"
-        ));
-    }
 
     let session = Session::new(&demo, image, &options.out, place, &stop)?;
     output::line("calibrating each scene alone (measured):");
@@ -84,13 +80,6 @@ pub(crate) fn demo(options: &Options) -> anyhow::Result<()> {
         output::json(&summary)?;
     }
     Ok(())
-}
-
-/// How many CPUs other programs kept busy in the last minute, where that is enough to disturb.
-fn others_load() -> Option<f64> {
-    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
-    let load: f64 = text.split_ascii_whitespace().next()?.parse().ok()?;
-    (load > 0.5).then_some(load)
 }
 
 /// Watches the machine before anything of ours runs.

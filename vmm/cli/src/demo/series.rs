@@ -1,7 +1,7 @@
 //! All runs of a demo: each guest alone, then all of them under each policy.
 
 use super::calibrate::Calibrated;
-use super::config::Guest;
+use super::config::{Class, Guest};
 use super::judge::{self, Judged};
 use super::session::{Outcome, Plan, Session};
 use crate::output;
@@ -64,7 +64,7 @@ pub(crate) fn run_all<'a>(
 /// How long a guest runs alone: a guest whose latencies are held against this run needs enough frames for
 /// a p99, others the configured time.
 fn alone_s(guest: &Guest, configured: f64) -> f64 {
-    let compared = guest.contract.late_latch_window_ms.is_some();
+    let compared = guest.contract.class != Class::Background;
     let p99 = FRAMES_FOR_P99 * guest.contract.period_ms() / 1e3;
     if compared { configured.max(p99) } else { configured }
 }
@@ -108,7 +108,7 @@ fn one_line(name: &str, judged: &Judged) -> String {
         }
     }
     if judged.report.void.is_some() {
-        text += "  (void: the machine was noisy)";
+        text += "  (void: the machine was disturbed)";
     }
     text
 }

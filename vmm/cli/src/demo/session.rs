@@ -3,6 +3,7 @@
 use super::children::Family;
 use super::config::{Demo, Guest};
 use super::files::{self, Budget, RunFiles};
+use super::others::{self, Others};
 use super::place::Placement;
 use crate::events::HostEvent;
 use crate::output::Progress;
@@ -46,6 +47,8 @@ pub(crate) struct Outcome {
     /// The part that is judged.
     pub(crate) window: Window,
     pub(crate) noise: Noise,
+    /// What other programs took meanwhile.
+    pub(crate) others: Others,
     pub(crate) files: RunFiles,
 }
 
@@ -82,6 +85,7 @@ impl<'a> Session<'a> {
 
     fn try_run(&self, plan: &Plan<'_>) -> anyhow::Result<Outcome> {
         let files = self.write_files(plan)?;
+        let others = others::Watch::begin()?;
         let mut progress = Progress::new();
         progress.show(&format!("{}: starting", plan.name));
         let mut family = Family::start(&files.host_toml(), &files.log("host"), self.stop)?;
@@ -104,11 +108,12 @@ impl<'a> Session<'a> {
         let noise = watch.end(self.demo.noise.steal_per_30s, None)?;
         progress.show(&format!("{}: draining", plan.name));
         family.finish()?;
+        let others = others.end()?;
 
         let stamps = files.stamps();
         let log = Log::read(&stamps).with_context(|| stamps.display().to_string())?;
         let window = Window { from_ns: from.0, to_ns: to.0 };
-        Ok(Outcome { log, window, noise, files })
+        Ok(Outcome { log, window, noise, others, files })
     }
 
     fn write_files(&self, plan: &Plan<'_>) -> anyhow::Result<RunFiles> {

@@ -103,6 +103,10 @@ impl Summary {
         output::line(&format!("\nGPU: {}\n", self.gpu));
         output::line(&table::table(&reports));
         for run in &self.together {
+            output::line(&format!(
+                "during {}: other programs took {:.0}% of a CPU",
+                run.report.run, run.others.percent
+            ));
             for b in &run.background {
                 output::line(&format!(
                     "{} under {}: {} jobs, {:.1}% of the GPU ({})",
@@ -121,7 +125,7 @@ impl Summary {
         let names: Vec<String> =
             self.images.iter().map(|path| path.display().to_string()).collect();
         output::line(&format!(
-            "{} run(s) repeated because the machine was noisy; the first {} s of each run are not judged.\n\
+            "{} run(s) repeated because the machine was disturbed; the first {} s of each run are not judged.\n\
              In {}: summary.json, timeline.svg ({} ms of each run with all guests), {}\n\
              Took {:.0} s.",
             self.repeats,
