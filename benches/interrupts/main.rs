@@ -1,0 +1,153 @@
+//! What the path of interrupts and doorbells adds to what KVM itself costs, on this machine, in one run.
+//!
+//! Two guests with the same code answer interrupts with doorbells: one on the smallest KVM machine that can
+//! be built, one on Beamline's VMM with its pacer and vGPU. Both are pinned alike and waited for alike;
+//! blocks of round trips alternate, so that the machine's noise hits both.
+
+mod bare;
+mod guest;
+mod stack;
+mod trip;
+mod tsc;
+
+use anyhow::{Context, ensure};
+use beamline_abi::Nanos;
+use beamline_benches::report::{Gate, LABEL, Row, table, write_json};
+use beamline_benches::stats::Summary;
+use beamline_latency::clock::TscMap;
+use beamline_mdev::device::pacer::HostTsc;
+use beamline_mdev::host::threads::{KeepAwake, pin};
+use std::process::ExitCode;
+use trip::{Side, Trip};
+
+/// Blocks of each side.
+const BLOCKS: usize = 20;
+/// Round trips of a block.
+const TRIPS: usize = 250;
+/// Round trips before a block that are not counted.
+const WARM_UP: usize = 25;
+/// Between two round trips: the guest is halted again when the next interrupt comes.
+const PAUSE: Nanos = Nanos::from_micros(100);
+/// At most this times what KVM itself costs.
+const LIMIT: f64 = 1.3;
+
+fn main() -> ExitCode {
+    if !beamline_benches::asked_for() {
+        return ExitCode::SUCCESS;
+    }
+    let kvm = beamline_vmm::probe::kvm();
+    if !kvm.usable() {
+        println!("skip: interrupts: {kvm}");
+        return ExitCode::SUCCESS;
+    }
+    match measure().and_then(|(bare, stack)| report(&kvm.to_string(), bare, stack)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("interrupts: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Durations of one side, ns.
+#[derive(Default)]
+struct Durations {
+    round: Vec<u64>,
+    /// From the post to the guest's handler.
+    interrupt: Vec<u64>,
+    /// From the guest's handler to the thread that waits.
+    doorbell: Vec<u64>,
+    /// Trips whose guest time does not lie within them: the counters cannot be compared.
+    strange: usize,
+}
+
+impl Durations {
+    fn add(&mut self, trip: Trip, mult: u64) {
+        let ns = |ticks: u64| ((u128::from(ticks) * u128::from(mult)) >> 32) as u64;
+        self.round.push(ns(trip.woken - trip.posted));
+        if (trip.posted..=trip.woken).contains(&trip.handled) {
+            self.interrupt.push(ns(trip.handled - trip.posted));
+            self.doorbell.push(ns(trip.woken - trip.handled));
+        } else {
+            self.strange += 1;
+        }
+    }
+}
+
+/// The CPUs that this process may use.
+fn cpus() -> anyhow::Result<Vec<usize>> {
+    let set = rustix::thread::sched_getaffinity(None).context("this process's CPUs")?;
+    Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
+}
+
+fn measure() -> anyhow::Result<(Durations, Durations)> {
+    let cpus = cpus()?;
+    ensure!(!cpus.is_empty(), "this process may use no CPU");
+    let (host_cpu, guest_cpu) = (cpus[0], cpus[1 % cpus.len()]);
+    // As a host does: an idle virtual CPU wakes late, on both sides alike.
+    let _awake = KeepAwake::start(&[host_cpu, guest_cpu]).context("keep-awake threads")?;
+    let map = TscMap::calibrate(Nanos::from_millis(200)).context("the time-stamp counter")?;
+    let tsc = HostTsc {
+        tsc_ref: map.tsc_ref,
+        ns_ref: Nanos(map.ns_ref),
+        mult: map.mult,
+        error: u32::try_from(map.err_ns).unwrap_or(u32::MAX),
+    };
+    let pause = ((u128::from(PAUSE.0) << 32) / u128::from(map.mult.max(1))) as u64;
+    let mut bare = bare::Bare::start(guest_cpu)?;
+    let mut stack = stack::Stack::start(guest_cpu, tsc)?;
+    // Only now: the threads that were started have other places.
+    pin(&[host_cpu]).context("pinning")?;
+    bare.ready().context("the bare guest")?;
+    stack.ready().context("Beamline's guest")?;
+    let (mut of_bare, mut of_stack) = (Durations::default(), Durations::default());
+    for _ in 0..BLOCKS {
+        block(&mut bare, &mut of_bare, map.mult, pause).context("the bare guest")?;
+        block(&mut stack, &mut of_stack, map.mult, pause).context("Beamline's guest")?;
+    }
+    stack.stop();
+    bare.stop()?;
+    Ok((of_bare, of_stack))
+}
+
+fn block(side: &mut impl Side, into: &mut Durations, mult: u64, pause: u64) -> anyhow::Result<()> {
+    for n in 0..WARM_UP + TRIPS {
+        let trip = side.trip()?;
+        if n >= WARM_UP {
+            into.add(trip, mult);
+        }
+        tsc::spin(pause);
+    }
+    Ok(())
+}
+
+fn report(kvm: &str, mut bare: Durations, mut stack: Durations) -> anyhow::Result<()> {
+    let mut parts = vec![("round trip", &mut bare.round, &mut stack.round)];
+    let strange = bare.strange + stack.strange;
+    if strange == 0 {
+        parts.push(("interrupt: post to handler", &mut bare.interrupt, &mut stack.interrupt));
+        parts.push(("doorbell: handler to waiter", &mut bare.doorbell, &mut stack.doorbell));
+    } else {
+        println!(
+            "skip: interrupts, each way: guest and host counters differ by an unknown amount ({strange} trips)"
+        );
+    }
+    let (mut rows, mut gates) = (Vec::new(), Vec::new());
+    for (what, bare, stack) in parts {
+        let (bare, stack) = (Summary::of(bare), Summary::of(stack));
+        let ratio = stack.ratio(&bare);
+        rows.push(Row { name: format!("{what}, KVM alone"), summary: bare, ratio: None });
+        rows.push(Row { name: format!("{what}, Beamline"), summary: stack, ratio });
+        gates.push(Gate::at_most(format!("{what}, medians"), LIMIT, ratio.unwrap_or(f64::NAN)));
+    }
+    print!("{}", table(&format!("Interrupts and doorbells on {kvm}"), &rows));
+    for gate in &gates {
+        println!("gate: {}", gate.line("×"));
+    }
+    let json = serde_json::json!({
+        "bench": "interrupts", "label": LABEL, "kvm": kvm, "blocks": BLOCKS, "trips_per_block": TRIPS,
+        "rows": rows, "gates": gates,
+    });
+    println!("{}\n", write_json("interrupts", &json)?.display());
+    Ok(())
+}
