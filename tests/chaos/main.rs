@@ -1,0 +1,175 @@
+//! Real processes, killed at random moments: what is left goes on, what was killed can come back, and in
+//! the end nothing stays behind.
+//!
+//! A host, its renderers and three VMMs on KVM with rendering guests. Where the machine has no KVM, no
+//! Vulkan or no guest image, the tests say so and are skipped. `BEAMLINE_CHAOS_SEED` repeats a run's choices.
+
+mod family;
+mod files;
+mod machine;
+
+use family::{Family, wait_ended};
+use files::{Files, SLICES};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Frames that show that a slice goes on.
+const GOES_ON: u64 = 5;
+
+/// One family at a time: two would share the machine's few CPUs.
+static TURN: Mutex<()> = Mutex::new(());
+
+/// SplitMix64 (Steele, Lea, Flood 2014).
+struct Random(u64);
+
+impl Random {
+    /// From the environment or the clock; printed, so that a run can be repeated.
+    fn seeded() -> Self {
+        let given = std::env::var("BEAMLINE_CHAOS_SEED").ok().and_then(|s| s.parse().ok());
+        let seed = given.unwrap_or_else(|| {
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64)
+        });
+        println!("seed: BEAMLINE_CHAOS_SEED={seed}");
+        Self(seed)
+    }
+
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % n
+    }
+
+    fn shuffle<T>(&mut self, items: &mut [T]) {
+        for i in (1..items.len()).rev() {
+            items.swap(i, self.below(i as u64 + 1) as usize);
+        }
+    }
+
+    /// Lets a random time of up to 150 ms pass: several frames, so that any moment of one may come. Nothing
+    /// waits for this; it chooses when the kill comes.
+    fn moment(&mut self) {
+        let time = Duration::from_micros(self.below(150_000));
+        println!("  after {time:?}");
+        std::thread::sleep(time);
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Victim {
+    Guest(&'static str),
+    /// Any of them: the host's children do not say whose they are.
+    Renderer,
+}
+
+#[test]
+fn the_others_go_on_and_the_killed_come_back() {
+    let Some((program, image)) = machine::ready("the_others_go_on_and_the_killed_come_back") else {
+        return;
+    };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut random = Random::seeded();
+    let files = Files::write(&image);
+    let mut family = Family::start(&program, &files);
+    for slice in SLICES {
+        family.boot(slice);
+    }
+
+    let mut victims =
+        vec![Victim::Guest("vr"), Victim::Guest("game"), Victim::Guest("flood"), Victim::Renderer];
+    victims.push(victims[random.below(4) as usize]);
+    random.shuffle(&mut victims);
+    for victim in victims {
+        println!("kill {victim:?}");
+        round(&mut family, victim, &mut random);
+    }
+
+    // The host, a renderer and a VMM for each slice: the look that finds nobody below does see them.
+    assert_eq!(machine::inhabitants(&files.folder()).len(), 1 + 2 * SLICES.len());
+    // With its guests attached: they lose their functions, not their lives.
+    let renderers = family.renderers();
+    assert_eq!(renderers.len(), SLICES.len());
+    let (status, drained) = family.stop_host();
+    assert!(status.success() && drained, "the host ended with {status}, drained: {drained}");
+    wait_ended(&renderers, renderers.len());
+    assert_eq!(files.sockets(), Vec::<std::path::PathBuf>::new(), "sockets are left");
+    for slice in SLICES {
+        let status = family.stop_guest(slice);
+        assert!(status.code().is_some(), "{slice}'s VMM ended with {status}");
+    }
+    assert_eq!(machine::inhabitants(&files.folder()), Vec::<String>::new(), "processes are left");
+}
+
+/// Kills one, sees the others go on and the slice come back.
+fn round(family: &mut Family<'_>, victim: Victim, random: &mut Random) {
+    family.progress(&SLICES, GOES_ON);
+    let renderers = family.renderers();
+    assert_eq!(renderers.len(), SLICES.len(), "one renderer for each slice");
+    random.moment();
+    let slice = match victim {
+        Victim::Guest(slice) => {
+            family.kill_guest(slice);
+            slice
+        }
+        Victim::Renderer => {
+            renderers[random.below(renderers.len() as u64) as usize].kill();
+            // The guest whose contexts are lost ends itself and says why.
+            family.until("the guest of the killed renderer ends", |f| !f.ended().is_empty());
+            let slice = family.ended()[0];
+            let status = family.reap(slice);
+            assert_eq!(status.code(), Some(1), "{slice}'s VMM ended with {status}");
+            slice
+        }
+    };
+    // Its renderer goes with it, and only that one.
+    let gone = wait_ended(&renderers, 1);
+    assert_eq!(gone.len(), 1, "renderers that ended: {gone:?}");
+    let others: Vec<&str> = SLICES.into_iter().filter(|s| *s != slice).collect();
+    family.progress(&others, GOES_ON);
+    assert_eq!(family.ended(), [slice], "VMMs that ended");
+
+    family.boot(slice);
+    family.progress(&SLICES, GOES_ON);
+    assert!(family.host_lives() && family.ended().is_empty());
+    println!("  {slice} is back");
+}
+
+#[test]
+fn a_killed_host_takes_its_renderers_and_can_be_replaced() {
+    let Some((program, image)) =
+        machine::ready("a_killed_host_takes_its_renderers_and_can_be_replaced")
+    else {
+        return;
+    };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut random = Random::seeded();
+    let files = Files::write(&image);
+    let mut family = Family::start(&program, &files);
+    for slice in SLICES {
+        family.boot(slice);
+    }
+    family.progress(&SLICES, GOES_ON);
+
+    let renderers = family.renderers();
+    assert_eq!(renderers.len(), SLICES.len());
+    random.moment();
+    family.kill_host();
+    wait_ended(&renderers, renderers.len());
+    // Their guests wait for vblanks that never come; they still end when they are asked to.
+    for slice in SLICES {
+        let status = family.stop_guest(slice);
+        assert!(status.code().is_some(), "{slice}'s VMM ended with {status}");
+    }
+    assert_eq!(machine::inhabitants(&files.folder()), Vec::<String>::new(), "processes are left");
+    drop(family);
+
+    // Its socket files are still there; a new host takes their place.
+    assert!(!files.sockets().is_empty());
+    let mut family = Family::start(&program, &files);
+    let slice = SLICES[random.below(SLICES.len() as u64) as usize];
+    family.boot(slice);
+    family.progress(&[slice], GOES_ON);
+    let (status, _) = family.stop_host();
+    assert!(status.success(), "the host ended with {status}");
+    assert_eq!(files.sockets(), Vec::<std::path::PathBuf>::new(), "sockets are left");
+}
