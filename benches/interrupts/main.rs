@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         println!("skip: interrupts: {kvm}");
         return ExitCode::SUCCESS;
     }
-    match measure().and_then(|(bare, stack)| report(&kvm.to_string(), bare, stack)) {
+    match measure().and_then(|measured| report(&kvm.to_string(), measured)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("interrupts: {error:#}");
@@ -80,7 +80,14 @@ fn cpus() -> anyhow::Result<Vec<usize>> {
     Ok((0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
 }
 
-fn measure() -> anyhow::Result<(Durations, Durations)> {
+/// Both sides, and how often the guest exited to Beamline's VMM meanwhile.
+struct Measured {
+    bare: Durations,
+    stack: Durations,
+    exits: u64,
+}
+
+fn measure() -> anyhow::Result<Measured> {
     let cpus = cpus()?;
     ensure!(!cpus.is_empty(), "this process may use no CPU");
     let (host_cpu, guest_cpu) = (cpus[0], cpus[1 % cpus.len()]);
@@ -105,9 +112,9 @@ fn measure() -> anyhow::Result<(Durations, Durations)> {
         block(&mut bare, &mut of_bare, map.mult, pause).context("the bare guest")?;
         block(&mut stack, &mut of_stack, map.mult, pause).context("Beamline's guest")?;
     }
-    stack.stop();
+    let exits = stack.stop();
     bare.stop()?;
-    Ok((of_bare, of_stack))
+    Ok(Measured { bare: of_bare, stack: of_stack, exits })
 }
 
 fn block(side: &mut impl Side, into: &mut Durations, mult: u64, pause: u64) -> anyhow::Result<()> {
@@ -121,7 +128,8 @@ fn block(side: &mut impl Side, into: &mut Durations, mult: u64, pause: u64) -> a
     Ok(())
 }
 
-fn report(kvm: &str, mut bare: Durations, mut stack: Durations) -> anyhow::Result<()> {
+fn report(kvm: &str, measured: Measured) -> anyhow::Result<()> {
+    let Measured { mut bare, mut stack, exits } = measured;
     let mut parts = vec![("round trip", &mut bare.round, &mut stack.round)];
     let strange = bare.strange + stack.strange;
     if strange == 0 {
@@ -141,11 +149,13 @@ fn report(kvm: &str, mut bare: Durations, mut stack: Durations) -> anyhow::Resul
         gates.push(Gate::at_most(format!("{what}, medians"), LIMIT, ratio.unwrap_or(f64::NAN)));
     }
     print!("{}", table(&format!("Interrupts and doorbells on {kvm}"), &rows));
+    println!("exits to Beamline's VMM meanwhile: {exits}");
     for gate in &gates {
         println!("gate: {}", gate.line("×"));
     }
     let json = serde_json::json!({
         "bench": "interrupts", "label": LABEL, "kvm": kvm, "blocks": BLOCKS, "trips_per_block": TRIPS,
+        "exits_to_vmm": exits,
         "rows": rows, "gates": gates,
     });
     println!("{}\n", write_json("interrupts", &json)?.display());

@@ -47,6 +47,8 @@ pub(crate) struct Stack {
     shared: Arc<PacerShared>,
     /// Guest TSC minus host TSC, ticks, as the VMM told the pacer.
     offset: u64,
+    /// Exits to the VMM until the guest was ready.
+    exits: u64,
     seq: u64,
     period: Nanos,
     servers: Servers,
@@ -144,6 +146,7 @@ impl Stack {
             worker,
             shared,
             offset: 0,
+            exits: 0,
             seq: 0,
             period: contract.period.floor(),
             servers,
@@ -159,10 +162,13 @@ impl Stack {
         })
     }
 
-    /// Ends the guest and then the functions.
-    pub(crate) fn stop(self) {
+    /// Ends the guest and then the functions; answers how often the guest exited to the VMM since it was
+    /// ready.
+    pub(crate) fn stop(self) -> u64 {
+        let exits = exits(&self.handle) - self.exits;
         self.handle.stop();
         drop(self.servers);
+        exits
     }
 
     fn device(&self) -> &GpuHandle {
@@ -197,6 +203,7 @@ impl Side for Stack {
         }
         self.offset =
             self.shared.guest_tsc().context("the VMM did not tell the pacer the TSC")?.offset;
+        self.exits = exits(&self.handle);
         Ok(())
     }
 
@@ -217,6 +224,12 @@ impl Side for Stack {
         self.collector.drain(|_| Ok::<_, std::convert::Infallible>(())).context("stamps")?;
         Ok(Trip { posted, handled: stamp.wrapping_sub(self.offset), woken })
     }
+}
+
+/// How often the guest exited to the VMM so far.
+fn exits(handle: &VmHandle) -> u64 {
+    let exits = handle.exits();
+    exits.io + exits.mmio + exits.other
 }
 
 type WorkerEnds = (Worker, Consumer<Answered>, Consumer<Work>, Producer<Vec<u8>>);

@@ -62,6 +62,8 @@ pub(crate) struct Load {
     /// When the policy wants to be asked again.
     ask: Nanos,
     random: u64,
+    /// GPU time of all jobs that were granted.
+    busy: Nanos,
 }
 
 impl Load {
@@ -77,6 +79,7 @@ impl Load {
             now: Nanos::ZERO,
             ask: Nanos::MAX,
             random: 1,
+            busy: Nanos::ZERO,
         };
         for index in 0..count {
             let tenant = tenant(index, count).context("a refresh rate")?;
@@ -119,6 +122,7 @@ impl Load {
                 let planned = self.tenants[index].contract.max_job.0;
                 // 80% to 100% of what the contract says.
                 let cost = Nanos(planned * 4 / 5 + self.random() % (planned / 5).max(1));
+                self.busy = self.busy.saturating_add(cost);
                 let done = Event::Done { ticket: ticket.0, cost };
                 self.events.push(Reverse((self.now.saturating_add(cost), done)));
                 true
@@ -129,6 +133,11 @@ impl Load {
                 false
             }
         }
+    }
+
+    /// How much of the GPU's time was used so far: percent.
+    pub(crate) fn used(&self) -> u64 {
+        self.busy.0 * 100 / self.now.0.max(1)
     }
 
     fn done(&mut self, ticket: u32, cost: Nanos) -> anyhow::Result<()> {

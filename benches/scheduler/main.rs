@@ -43,8 +43,9 @@ fn bench() -> anyhow::Result<()> {
     for kind in [PolicyKind::Beamline, PolicyKind::Fifo] {
         for tenants in TENANTS {
             let mut timed = decisions(kind, tenants)?;
+            let used = timed.used;
             for (which, values) in [("all", &mut timed.all), ("grants", &mut timed.grants)] {
-                let name = format!("{kind}, {tenants} tenants, {which}");
+                let name = format!("{kind}, {tenants} tenants, GPU {used}% busy, {which}");
                 let summary = Summary::of(values);
                 let median = summary.median_ns as f64 / 1e3;
                 gates.push(Gate::at_most(format!("{name}, median"), LIMIT_US, median));
@@ -77,13 +78,18 @@ struct Timed {
     all: Vec<u64>,
     /// Those that granted a job. The others mostly find the GPU taken, which is soon seen.
     grants: Vec<u64>,
+    /// How much of the GPU's virtual time the load used, percent.
+    used: u64,
 }
 
 /// Times decisions in a load's steady state.
 fn decisions(kind: PolicyKind, tenants: u16) -> anyhow::Result<Timed> {
     let mut load = Load::new(kind, tenants)?;
-    let mut timed =
-        Timed { all: Vec::with_capacity(DECISIONS), grants: Vec::with_capacity(DECISIONS) };
+    let mut timed = Timed {
+        all: Vec::with_capacity(DECISIONS),
+        grants: Vec::with_capacity(DECISIONS),
+        used: 0,
+    };
     let mut done = 0;
     while timed.all.len() < DECISIONS {
         load.advance()?;
@@ -103,5 +109,6 @@ fn decisions(kind: PolicyKind, tenants: u16) -> anyhow::Result<Timed> {
             }
         }
     }
+    timed.used = load.used();
     Ok(timed)
 }
