@@ -35,8 +35,9 @@ impl RunFiles {
 }
 
 /// How long a job may overrun before its renderer is killed. Long, because a software GPU translates a
-/// shader when it is first used, which takes tens of ms on a busy CPU.
-const KILL_GRACE_MS: u16 = 250;
+/// shader when it is first used, and because a hypervisor may stop the whole machine for a while: neither
+/// is the guest's fault.
+const KILL_GRACE_MS: u16 = 1000;
 
 #[derive(Serialize)]
 struct HostToml<'a> {

@@ -4,6 +4,7 @@ use super::calibrate::Calibrated;
 use super::config::{Class, Demo, Guest};
 use super::judge::{self, Judged};
 use super::session::{Outcome, Plan, Session};
+use crate::failure::{FAILED, exit_code};
 use crate::output;
 use std::time::{Duration, Instant};
 
@@ -93,7 +94,17 @@ fn repeated(
     let guests: Vec<&Guest> = plan.bookings.iter().map(|b| b.guest).collect();
     let mut repeats = 0;
     loop {
-        let mut outcome = session.run(plan)?;
+        let again = repeats < session.demo.runs.repeats && began.elapsed() + left < LIMIT;
+        let mut outcome = match session.run(plan) {
+            Ok(outcome) => outcome,
+            // What is refused stays refused, and a signal is obeyed.
+            Err(error) if again && exit_code(&error) == FAILED && !session.stop.requested() => {
+                repeats += 1;
+                output::line(&format!("{}: failed, again: {error:#}", plan.name));
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         outcome.log.meta.run.clone_from(&plan.name);
         let analysis = judge::analyse(&outcome);
         let judged =
