@@ -85,7 +85,8 @@ fn the_others_go_on_and_the_killed_come_back() {
     }
 
     // The host, a renderer and a VMM for each slice: the look that finds nobody below does see them.
-    assert_eq!(machine::inhabitants(&files.folder()).len(), 1 + 2 * SLICES.len());
+    let all = machine::inhabitants(&files.folder());
+    assert_eq!(all.len(), 1 + 2 * SLICES.len(), "{all:#?}");
     // With its guests attached: they lose their functions, not their lives.
     let renderers = family.renderers();
     assert_eq!(renderers.len(), SLICES.len());
