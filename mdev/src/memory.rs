@@ -21,6 +21,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// `f_type` of hugetlbfs (linux/magic.h).
+const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
+
 /// Most mappings of one device.
 pub const MAX_MAPPINGS: usize = 64;
 
@@ -114,6 +117,14 @@ pub enum MemoryError {
     /// The descriptor is no memfd, or may shrink under us.
     #[error("the memory at {start} is not a memfd sealed with F_SEAL_SHRINK, which sharing needs")]
     NotSealed {
+        /// Where the mapping starts.
+        start: Gpa,
+    },
+    /// The memory is of huge pages that the peer can take back.
+    #[error(
+        "the memory at {start} is of huge pages from a memfd; share ordinary or transparent huge pages"
+    )]
+    HugePages {
         /// Where the mapping starts.
         start: Gpa,
     },
@@ -383,6 +394,12 @@ fn map_sealed(fd: BorrowedFd<'_>, map: &DmaMap) -> Result<Mapping, MemoryError> 
     }
     let stat =
         rustix::fs::fstat(fd).map_err(|errno| MemoryError::System { call: "fstat", errno })?;
+    // A hole punched into huge pages gives up their reservation: touching it may kill us.
+    let system =
+        rustix::fs::fstatfs(fd).map_err(|errno| MemoryError::System { call: "fstatfs", errno })?;
+    if system.f_type == HUGETLBFS_MAGIC {
+        return Err(MemoryError::HugePages { start });
+    }
     let have = u64::try_from(stat.st_size).unwrap_or(0);
     let need = map.fd_offset.saturating_add(map.size);
     if need > have {

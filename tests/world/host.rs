@@ -14,7 +14,7 @@ use beamline_mdev::host;
 use beamline_mdev::mediate::dispatcher::{Dispatcher, SliceCounters, SliceLink};
 use beamline_mdev::mediate::message::RING;
 use beamline_mdev::mediate::poster::{Poster, PosterParts};
-use beamline_mdev::mediate::worker::{Worker, WorkerParts};
+use beamline_mdev::mediate::worker::{Turn, Worker, WorkerParts};
 use beamline_mdev::vblank::Grid;
 use beamline_sched::{GpuCaps, PolicyKind};
 use rtrb::RingBuffer;
@@ -36,6 +36,8 @@ pub(super) struct Slice {
     pub(super) pacer: Arc<PacerShared>,
     /// Its worker has something to look at.
     pub(super) stirred: bool,
+    /// When its worker goes on, where the guest has used up its allowance.
+    resume: Nanos,
 }
 
 /// One host and its GPU.
@@ -99,12 +101,19 @@ impl Host {
     pub(super) fn settle(&mut self, now: Nanos) -> Result<(), WorldError> {
         for _ in 0..MAX_ROUNDS {
             for slice in &mut self.slices {
-                if std::mem::take(&mut slice.stirred) {
-                    while slice.worker.step(now) {}
+                if std::mem::take(&mut slice.stirred) || slice.resume <= now {
+                    slice.resume = loop {
+                        match slice.worker.step(now) {
+                            Turn::Again => {}
+                            Turn::Wait => break Nanos::MAX,
+                            Turn::Throttled(until) => break until,
+                        }
+                    };
                 }
             }
             self.wake.take();
-            self.next = self.dispatcher.step(now);
+            let resume = self.slices.iter().map(|s| s.resume).min().unwrap_or(Nanos::MAX);
+            self.next = self.dispatcher.step(now).min(resume);
             for slice in &mut self.slices {
                 slice.poster.step();
             }
@@ -215,6 +224,9 @@ impl Parts<'_> {
             clock: Arc::new(self.clock.clone()),
             recorder: registry.recorder(DEFAULT_CAPACITY),
         });
-        Ok((Slice { worker, poster, counters, pacer: shared, stirred: false }, link))
+        Ok((
+            Slice { worker, poster, counters, pacer: shared, stirred: false, resume: Nanos::MAX },
+            link,
+        ))
     }
 }

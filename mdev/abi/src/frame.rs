@@ -221,7 +221,9 @@ pub struct CreatePipeline {
 }
 assert_size!(CreatePipeline, 16);
 
-/// Destroys a resource once the jobs that were submitted before are done.
+/// Destroys a resource at once: a job that names it and has not been granted yet fails with
+/// [`crate::Reason::BadId`]. Wait for a resource's last fence before you destroy it. A pipeline whose shader
+/// was refused keeps its ID until it is destroyed.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]

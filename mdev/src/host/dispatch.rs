@@ -13,7 +13,7 @@ use rustix::time::{
 };
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError};
 
 /// A request from outside the path.
 pub(super) enum Control {
@@ -112,8 +112,9 @@ pub(super) fn run(
                 }
                 continue;
             }
-            Ok(Control::Stop) => return Ok(()),
-            Err(_) => {}
+            // A host that is gone wants nothing more.
+            Ok(Control::Stop) | Err(TryRecvError::Disconnected) => return Ok(()),
+            Err(TryRecvError::Empty) => {}
         }
         waiter.wait(until)?;
     }

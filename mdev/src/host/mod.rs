@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use threads::{KeepAwake, Placement, Role};
 
 /// Why a host does not start, or could not finish its work.
@@ -200,6 +200,13 @@ impl Host {
         let placement = Placement { cpus: config.host_cpus.clone(), realtime: config.realtime };
         let wake = EventFd::new().map_err(|e| system("make an eventfd")(e.into()))?;
 
+        let log = match (&config.stamps, collector) {
+            (Some(path), Some(collector)) => {
+                let at = |source| HostError::Log { path: path.clone(), source };
+                Some((path.clone(), LogThread::start(path, collector).map_err(at)?))
+            }
+            _ => None,
+        };
         let mut slices = Vec::with_capacity(config.slices.len());
         let mut links = Vec::with_capacity(config.slices.len());
         for (index, (slice, phase)) in config.slices.iter().zip(&phases).enumerate() {
@@ -234,13 +241,6 @@ impl Host {
                 }
             })
             .map_err(system("start the dispatcher's thread"))?;
-        let log = match (&config.stamps, collector) {
-            (Some(path), Some(collector)) => {
-                let at = |source| HostError::Log { path: path.clone(), source };
-                Some((path.clone(), LogThread::start(path, collector).map_err(at)?))
-            }
-            _ => None,
-        };
         let ready = Ready {
             label,
             gpu: description,
@@ -293,7 +293,12 @@ impl Host {
             self.write_images(&folder, &mut drained);
         }
         let guests: Vec<_> = self.slices.iter().map(SliceServer::guest_tsc).collect();
-        self.stop();
+        let stuck = self.stop();
+        if stuck > 0 {
+            drained.problems.push(format!(
+                "{stuck} threads are held up by their guests' eventfds; they end with this process"
+            ));
+        }
         if let Some((path, log)) = self.log.take()
             && let Err(error) = log.finish(self.meta(&guests))
         {
@@ -329,10 +334,11 @@ impl Host {
         }
     }
 
-    fn stop(&mut self) {
-        for slice in &mut self.slices {
-            slice.stop();
-        }
+    /// Ends the threads; how many are held up by a peer.
+    fn stop(&mut self) -> usize {
+        self.slices.iter().for_each(SliceServer::ask_to_stop);
+        let deadline = Instant::now() + slice::STOP_PATIENCE;
+        let stuck = self.slices.iter_mut().map(|s| s.join(deadline)).sum();
         // A dispatcher that has ended already needs no word.
         let _ = self.control.send(Control::Stop);
         self.wake.signal();
@@ -340,6 +346,7 @@ impl Host {
             let _ = thread.join();
         }
         self.slices.clear();
+        stuck
     }
 
     fn meta(&self, guests: &[Option<beamline_latency::clock::GuestTsc>]) -> Meta {

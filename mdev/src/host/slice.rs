@@ -11,7 +11,7 @@ use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
 use crate::mediate::dispatcher::{SliceCounters, SliceLink};
 use crate::mediate::message::RING;
 use crate::mediate::poster::{Poster, PosterParts};
-use crate::mediate::worker::{Worker, WorkerParts};
+use crate::mediate::worker::{Turn, Worker, WorkerParts};
 use crate::vblank::Grid;
 use beamline_abi::virtio_gpu::CONTROL_QUEUE;
 use beamline_abi::{Generation, Nanos, SliceId};
@@ -21,12 +21,15 @@ use beamline_latency::stamp::SliceIndex;
 use beamline_vfio_user::Device;
 use beamline_vfio_user::server::{Listener, Stop};
 use rtrb::RingBuffer;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
+/// How long a slice's threads may take to end.
+pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(2);
 /// Resource IDs of one context.
 const MAX_RESOURCES: u32 = 1024;
 
@@ -59,19 +62,35 @@ impl SliceServer {
         self.pacer.guest_tsc().map(|g| GuestTsc { offset: g.offset, scale: g.scale })
     }
 
-    /// Ends the threads and removes the sockets.
-    pub(super) fn stop(&mut self) {
+    /// Tells the threads to end.
+    pub(super) fn ask_to_stop(&self) {
         self.stop.stop();
+    }
+
+    /// Waits for the threads, which remove the sockets; how many a peer still holds up at `deadline`. Those
+    /// end with the process.
+    pub(super) fn join(&mut self, deadline: Instant) -> usize {
+        let mut stuck = 0;
         for thread in self.threads.drain(..) {
-            // A thread that panicked has said so; the others still end.
-            let _ = thread.join();
+            // The end of a thread cannot be waited for with a limit.
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if thread.is_finished() {
+                // A thread that panicked has said so; the others still end.
+                let _ = thread.join();
+            } else {
+                stuck += 1;
+            }
         }
+        stuck
     }
 }
 
 impl Drop for SliceServer {
     fn drop(&mut self) {
-        self.stop();
+        self.ask_to_stop();
+        self.join(Instant::now() + STOP_PATIENCE);
     }
 }
 
@@ -193,20 +212,30 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
     let device: GpuHandle = worker.device().clone();
     let Some(kick) = device.kick(CONTROL_QUEUE) else { return };
     loop {
-        while worker.step(clock.now()) {}
-        let mut fds = [readable(kick), readable(device.wake()), readable(stop)];
-        if wait(&mut fds) {
+        let turn = worker.step(clock.now());
+        let (stop, wake) = (readable(stop), readable(device.wake()));
+        let ended = match turn {
+            Turn::Again => wait(&mut [stop], Some(Nanos::ZERO)),
+            // The doorbell is left alone: the guest cannot make its time come sooner.
+            Turn::Throttled(until) => {
+                wait(&mut [wake, stop], Some(until.saturating_sub(clock.now()).max(Nanos(1))))
+            }
+            Turn::Wait => wait(&mut [readable(kick), wake, stop], None),
+        };
+        if ended {
             return;
         }
     }
 }
 
 fn run_poster(mut poster: Poster, wake: &EventFd, stop: &Stop) {
+    let pacer = poster.pacer().wake().clone();
     loop {
         wake.take();
+        pacer.take();
         poster.step();
-        let mut fds = [readable(wake), readable(stop)];
-        if wait(&mut fds) {
+        let mut fds = [readable(wake), readable(&pacer), readable(stop)];
+        if wait(&mut fds, None) {
             return;
         }
     }
@@ -216,9 +245,13 @@ fn readable<T: std::os::fd::AsFd>(fd: &T) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::IN)
 }
 
-/// Waits for any of `fds`; `true` where the last one, the stop handle, is readable.
-fn wait(fds: &mut [PollFd<'_>]) -> bool {
-    match poll(fds, None) {
+/// Waits for any of `fds`, at most for `time`; `true` where the last one, the stop handle, is readable.
+fn wait(fds: &mut [PollFd<'_>], time: Option<Nanos>) -> bool {
+    let time = time.map(|t| Timespec {
+        tv_sec: (t.0 / 1_000_000_000) as i64,
+        tv_nsec: (t.0 % 1_000_000_000) as i64,
+    });
+    match poll(fds, time.as_ref()) {
         Ok(_) => fds.last().is_none_or(|stop| !stop.revents().is_empty()),
         Err(rustix::io::Errno::INTR) => false,
         Err(error) => {

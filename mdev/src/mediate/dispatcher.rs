@@ -18,12 +18,20 @@ use crate::vblank::Grid;
 use beamline_abi::{Generation, Nanos, Reason};
 use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::{JobKey, SliceIndex, Stamp};
-use beamline_sched::{Contract, Policy, TenantId, Ticket};
+use beamline_sched::{Contract, Policy, TenantId, Ticket, Vblank};
 use rtrb::{Consumer, Producer};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How long a renderer may take to start, or to answer one setup. Looked at when something else wakes the
+/// dispatcher, every vblank at the latest.
+const CONTROL_PATIENCE: Nanos = Nanos::from_secs(20);
+/// Lateness of the dispatcher itself that is no ordinary wake-up any more.
+const HELD_UP: Nanos = Nanos::from_millis(1);
+/// Vblanks that are made up for after the host was held up: more than a contract's depth.
+const MAX_RENEWALS: u64 = 8;
 
 /// What a slice has done so far, readable from any thread.
 #[derive(Debug, Default)]
@@ -84,6 +92,10 @@ struct Slice {
     life: Life,
     frames: Frames,
     vblank: u64,
+    /// Setups that the renderer has not answered.
+    setups: u32,
+    /// Since when it owes an answer to the start or to a setup.
+    control_since: Nanos,
     /// Something was posted in this step.
     posted: bool,
 }
@@ -118,6 +130,8 @@ pub struct Dispatcher {
     running: Vec<Ticket>,
     events: Vec<Event>,
     kill_grace: Nanos,
+    /// When `step` wanted to be called again at the latest.
+    asked_for: Nanos,
     recorder: Recorder,
     captures: Vec<Event>,
 }
@@ -145,6 +159,8 @@ impl Dispatcher {
                 life: Life::Detached,
                 frames: Frames::default(),
                 vblank,
+                setups: 0,
+                control_since: Nanos::ZERO,
                 posted: false,
             });
         }
@@ -158,6 +174,7 @@ impl Dispatcher {
             events: Vec::with_capacity(64),
             slices,
             kill_grace,
+            asked_for: Nanos::MAX,
             recorder,
             captures: Vec::new(),
         }
@@ -171,6 +188,7 @@ impl Dispatcher {
     /// Does everything that is due at `now` and says when to be called again at the latest. To be called
     /// earlier when a worker or the GPU has something.
     pub fn step(&mut self, now: Nanos) -> Nanos {
+        self.forgive(now.saturating_sub(self.asked_for));
         self.take_gpu_events(now);
         self.emit_vblanks(now);
         for index in 0..self.slices.len() {
@@ -182,7 +200,8 @@ impl Dispatcher {
         let vblank = self.vblanks.peek().map_or(Nanos::MAX, |Reverse((t, _))| *t);
         let kill = self.next_kill();
         let gpu = self.gpu.next_event().unwrap_or(Nanos::MAX);
-        wake.min(vblank).min(kill).min(gpu)
+        self.asked_for = wake.min(vblank).min(kill).min(gpu);
+        self.asked_for
     }
 
     /// The backend, for what is off the path.
@@ -219,9 +238,16 @@ impl Dispatcher {
         slice.vblank = seq;
         slice.link.counters.skipped_vblanks.fetch_add(due.skipped, Ordering::Relaxed);
         let (name, generation) = (SliceIndex(index as u16), slice.key.generation);
-        let shown = slice.frames.show();
+        let shown = slice.frames.show(time);
+        if matches!(slice.life, Life::Ready | Life::Starting(_)) {
+            // A frame that was posted ahead is paid by its own vblank, also where the host slept over it.
+            for seq in seq - due.skipped.min(MAX_RENEWALS)..=seq {
+                let grid = &slice.link.grid;
+                let vblank = Vblank { seq, time: grid.time(seq), next: grid.time(seq + 1) };
+                self.policy.vblank(tenant(index), vblank);
+            }
+        }
         if slice.life == Life::Ready {
-            self.policy.vblank(tenant(index), due.vblank);
             self.recorder.record(Stamp::tick(name, generation, seq, time, now));
         }
         if let Some(shown) = shown {
@@ -238,7 +264,21 @@ impl Dispatcher {
         self.post(index, Post::Vblank { vblank: due.vblank, presented, generation });
     }
 
+    /// A dispatcher that is called late was held up by the machine, and so, likely, were the renderers: a
+    /// job is not killed for that time.
+    fn forgive(&mut self, late: Nanos) {
+        if late > HELD_UP {
+            for ticket in &self.running {
+                if let Some(running) = self.jobs.get_mut(ticket.0).and_then(|e| e.running.as_mut())
+                {
+                    running.kill_at = running.kill_at.saturating_add(late);
+                }
+            }
+        }
+    }
+
     fn end_overlong(&mut self, now: Nanos) {
+        self.end_silent(now);
         let overdue = self
             .running
             .iter()
@@ -246,8 +286,24 @@ impl Dispatcher {
         let Some(&ticket) = overdue else { return };
         let Some(entry) = self.jobs.get(ticket.0) else { return };
         let index = usize::from(entry.slice);
-        tracing::warn!(slice = index, key = ?entry.key, "a job ran too long; its renderer is killed");
+        tracing::info!(slice = index, key = ?entry.key, "a job ran too long; its renderer is killed");
         self.lose(index, now, Reason::JobTooLong);
+    }
+
+    /// Ends the renderers that do not start, or do not answer a setup: a shader may take for ever to compile.
+    fn end_silent(&mut self, now: Nanos) {
+        for index in 0..self.slices.len() {
+            let slice = &self.slices[index];
+            let owes = match slice.life {
+                Life::Starting(_) => true,
+                Life::Ready => slice.setups > 0,
+                Life::Detached | Life::Lost => false,
+            };
+            if owes && now.saturating_sub(slice.control_since) > CONTROL_PATIENCE {
+                tracing::info!(slice = index, "a renderer does not answer; it is killed");
+                self.lose(index, now, Reason::JobTooLong);
+            }
+        }
     }
 
     fn next_kill(&self) -> Nanos {

@@ -1,6 +1,6 @@
 //! Stage 4, schedule: which vblank a frame belongs to, and which frame a vblank shows.
 
-use beamline_abi::{FrameId, JobIndex, Reason};
+use beamline_abi::{FrameId, JobIndex, Nanos, Reason};
 
 /// Frames of one slice that may be unfinished at once.
 pub const MAX_TRACKED: usize = 8;
@@ -16,6 +16,8 @@ struct Tracked {
     done: u16,
     failed: bool,
     presents: bool,
+    /// When the last of its jobs so far left the GPU.
+    ended: Nanos,
 }
 
 impl Tracked {
@@ -92,21 +94,32 @@ impl Frames {
         {
             return Err(Reason::Quota);
         }
-        let free = self.tracked.iter_mut().find(|t| t.is_none()).ok_or(Reason::Quota)?;
-        *free = Some(Tracked { frame, slot, jobs, seen: bit, done: 0, failed: false, presents });
+        let free = self.room().ok_or(Reason::Quota)?;
+        let ended = Nanos::ZERO;
+        *free =
+            Some(Tracked { frame, slot, jobs, seen: bit, done: 0, failed: false, presents, ended });
         self.newest = frame;
         self.last_slot = Some(slot);
         Ok(slot)
     }
 
-    /// A job of the frame is over. A frame with a failed job is never shown.
-    pub fn job_done(&mut self, frame: FrameId, ok: bool) {
+    /// A free entry, if need be that of the oldest frame that nothing is running for: its other jobs were
+    /// refused or never came.
+    fn room(&mut self) -> Option<&mut Option<Tracked>> {
+        let key = |t: &Option<Tracked>| t.map(|t| t.frame);
+        let idle = |t: &Option<Tracked>| t.is_none_or(|t| u32::from(t.done) == t.seen.count_ones());
+        self.tracked.iter_mut().filter(|t| idle(t)).min_by_key(|t| key(t))
+    }
+
+    /// A job of the frame left the GPU at `at`. A frame with a failed job is never shown.
+    pub fn job_done(&mut self, frame: FrameId, ok: bool, at: Nanos) {
         for entry in &mut self.tracked {
             if let Some(t) = entry
                 && t.frame == frame
             {
                 t.done += 1;
                 t.failed |= !ok;
+                t.ended = t.ended.max(at);
                 if t.complete() && (t.failed || !t.presents) {
                     *entry = None;
                 }
@@ -115,10 +128,15 @@ impl Frames {
         }
     }
 
-    /// At a vblank: takes the newest complete frame, and forgets those that it overtakes.
-    pub fn show(&mut self) -> Option<Shown> {
-        let newest =
-            self.tracked.iter().flatten().filter(|t| t.complete()).max_by_key(|t| t.frame)?;
+    /// At the vblank whose time is `at`: takes the newest frame that was complete by then, and forgets
+    /// those that it overtakes.
+    pub fn show(&mut self, at: Nanos) -> Option<Shown> {
+        let newest = self
+            .tracked
+            .iter()
+            .flatten()
+            .filter(|t| t.complete() && t.ended <= at)
+            .max_by_key(|t| t.frame)?;
         let shown = Shown { frame: newest.frame, slot: newest.slot };
         for entry in &mut self.tracked {
             if entry.is_some_and(|t| t.complete() && t.frame <= shown.frame) {
@@ -171,11 +189,37 @@ mod tests {
         for frame in 1..=2 {
             for job in 0..2 {
                 place(&mut f, frame, job, frame).unwrap();
-                f.job_done(FrameId(frame), true);
+                f.job_done(FrameId(frame), true, Nanos(frame));
             }
         }
-        assert_eq!(f.show(), Some(Shown { frame: FrameId(2), slot: 2 }));
-        assert_eq!(f.show(), None);
+        assert_eq!(f.show(Nanos(2)), Some(Shown { frame: FrameId(2), slot: 2 }));
+        assert_eq!(f.show(Nanos(2)), None);
+    }
+
+    #[test]
+    fn a_frame_that_ended_after_a_vblank_waits_for_the_next() {
+        let mut f = Frames::default();
+        for job in 0..2 {
+            place(&mut f, 1, job, 1).unwrap();
+            f.job_done(FrameId(1), true, Nanos(100));
+        }
+        assert_eq!(f.show(Nanos(99)), None);
+        assert_eq!(f.show(Nanos(100)).map(|s| s.frame), Some(FrameId(1)));
+    }
+
+    #[test]
+    fn frames_whose_jobs_never_come_do_not_fill_the_table() {
+        let mut f = Frames::default();
+        for frame in 1..100 {
+            assert_eq!(place(&mut f, frame, 0, frame), Ok(frame));
+            f.job_done(FrameId(frame), true, Nanos(frame));
+        }
+        // Frames that run are never given up for a new one.
+        let mut f = Frames::default();
+        for frame in 1..=MAX_TRACKED as u64 {
+            place(&mut f, frame, 0, frame).unwrap();
+        }
+        assert_eq!(place(&mut f, 50, 0, 50), Err(Reason::Quota));
     }
 
     #[test]
@@ -183,9 +227,9 @@ mod tests {
         let mut f = Frames::default();
         for job in 0..2 {
             place(&mut f, 1, job, 1).unwrap();
-            f.job_done(FrameId(1), job == 0);
+            f.job_done(FrameId(1), job == 0, Nanos(1));
         }
-        assert_eq!(f.show(), None);
+        assert_eq!(f.show(Nanos(9)), None);
         assert!(f.tracked.iter().all(Option::is_none));
     }
 }

@@ -72,20 +72,17 @@ impl Job<Raw> {
         Self { bytes, state: Raw }
     }
 
-    /// Checks the whole submission. On success the setup's resources are entered in `resources`; on
-    /// failure `resources` is as before, and the bytes come back for reuse.
+    /// Checks the whole submission. On success the setup's resources are entered in `resources`, for the
+    /// caller to commit or roll back; on failure `resources` is as before, and the bytes come back.
     pub fn validate(
         self,
         resources: &mut Resources,
     ) -> Result<Job<Validated>, (Rejected, Vec<u8>)> {
-        let mark = resources.begin();
+        resources.begin();
         match Checker::new(&self.bytes, resources).run() {
-            Ok(state) => {
-                resources.commit(mark);
-                Ok(Job { bytes: self.bytes, state })
-            }
+            Ok(state) => Ok(Job { bytes: self.bytes, state }),
             Err(rejected) => {
-                resources.roll_back(mark);
+                resources.roll_back();
                 Err((rejected, self.bytes))
             }
         }

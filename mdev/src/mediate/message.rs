@@ -108,5 +108,10 @@ pub enum Post {
         generation: Generation,
     },
     /// The slice's renderer is gone.
-    Lost(Reason),
+    Lost {
+        /// Why.
+        reason: Reason,
+        /// The life that it was the renderer of.
+        generation: Generation,
+    },
 }

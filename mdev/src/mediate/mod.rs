@@ -3,7 +3,7 @@
 //! | file | thread | stage |
 //! |---|---|---|
 //! | [`worker`] | one per slice | 2, 3: takes chains from the control queue, decodes, validates |
-//! | [`job`], [`resources`] | – | what a checked submission is |
+//! | [`job`], [`resources`], [`limit`] | – | what a checked submission is; how many may come |
 //! | [`dispatcher`], [`frames`] | one per GPU | 4 to 7: owns the scheduler, the backend and the vblanks |
 //! | [`fence`] | – | 6: how unfinished work is answered |
 //! | [`poster`] | one per slice | 8: writes used rings, the timing page and interrupts |
@@ -13,6 +13,7 @@ pub mod dispatcher;
 pub mod fence;
 pub mod frames;
 pub mod job;
+pub mod limit;
 pub mod message;
 pub mod poster;
 pub mod resources;

@@ -54,6 +54,8 @@ pub struct Poster {
     page: TimingPage,
     queue: Option<(UsedWriter, u64)>,
     generation: Generation,
+    /// Resets of the pacer that were followed.
+    resets: u32,
     /// Answers were written that the guest wants an interrupt for.
     interrupt: bool,
 }
@@ -61,16 +63,8 @@ pub struct Poster {
 impl Poster {
     /// A poster whose guest has not come yet.
     pub fn new(parts: PosterParts) -> Self {
-        let contract = &parts.contract;
-        let page = TimingPage {
-            period_num: contract.period.num(),
-            period_den: contract.period.den(),
-            budget: contract.budget,
-            phase: parts.phase,
-            late_latch: contract.late_latch.map_or(Nanos::ZERO, |l| l.window),
-            ..TimingPage::default()
-        };
-        Self { parts, page, queue: None, generation: Generation(0), interrupt: false }
+        let page = blank(&parts);
+        Self { parts, page, queue: None, generation: Generation(0), resets: 0, interrupt: false }
     }
 
     /// The pacer, whose wake-up the poster's thread waits for.
@@ -80,6 +74,7 @@ impl Poster {
 
     /// Takes what has been posted.
     pub fn step(&mut self) {
+        self.follow_resets();
         // Counted first: the queue that a completion belongs to was announced before it.
         let posted = self.parts.posts.slots();
         while let Ok(answered) = self.parts.answers.pop() {
@@ -101,10 +96,20 @@ impl Poster {
                     self.flush();
                     self.vblank(vblank, presented, generation);
                 }
-                Post::Lost(reason) => self.lost(reason),
+                Post::Lost { reason, generation } => self.lost(reason, generation),
             }
         }
         self.flush();
+    }
+
+    /// A guest that comes next finds nothing of the one before it.
+    fn follow_resets(&mut self) {
+        let resets = self.parts.pacer.shared().resets();
+        if std::mem::replace(&mut self.resets, resets) != resets {
+            self.page = blank(&self.parts);
+            self.parts.pacer.publish(&self.page);
+            self.parts.pacer.shared().forget_faults();
+        }
     }
 
     fn say(&mut self, pending: &Pending, answer: Short) {
@@ -144,7 +149,10 @@ impl Poster {
     }
 
     fn vblank(&mut self, vblank: Vblank, presented: Option<FrameId>, generation: Generation) {
-        self.generation = generation;
+        if self.generation != generation {
+            self.generation = generation;
+            self.page.presented = FrameId::NONE;
+        }
         if self.parts.pacer.vblank_enabled() {
             self.page.vblank_seq = vblank.seq;
             self.page.vblank_time = vblank.time;
@@ -186,12 +194,29 @@ impl Poster {
         });
     }
 
-    fn lost(&mut self, reason: Reason) {
+    fn lost(&mut self, reason: Reason, generation: Generation) {
         let shared = self.parts.pacer.shared();
+        // A guest that polls may have made a new context by now.
+        if shared.generation() != generation {
+            return;
+        }
         shared.set_reason(reason);
         shared.set_state(SliceState::Lost);
         // The guest looks at STATUS; where nobody listens it will see it later.
         let _ = self.parts.pacer.signal(vector::CONTRACT);
+    }
+}
+
+/// The timing page before the first vblank.
+fn blank(parts: &PosterParts) -> TimingPage {
+    let contract = &parts.contract;
+    TimingPage {
+        period_num: contract.period.num(),
+        period_den: contract.period.den(),
+        budget: contract.budget,
+        phase: parts.phase,
+        late_latch: contract.late_latch.map_or(Nanos::ZERO, |l| l.window),
+        ..TimingPage::default()
     }
 }
 

@@ -48,17 +48,20 @@ pub struct Resources {
     quota: u64,
     /// Changes since [`Resources::begin`], newest last: the ID and what it was before.
     undo: Vec<(u32, Option<Kind>)>,
+    /// Bytes made since then.
+    made: u64,
 }
-
-/// Marks the start of a submission whose changes can be taken back.
-#[must_use]
-#[derive(Debug)]
-pub struct Mark(());
 
 impl Resources {
     /// An empty table for IDs 1 to `max - 1`, with `quota` bytes of GPU memory.
     pub fn new(max: u32, quota: u64) -> Self {
-        Self { table: vec![None; max as usize], used: 0, quota, undo: Vec::with_capacity(16) }
+        Self {
+            table: vec![None; max as usize],
+            used: 0,
+            quota,
+            undo: Vec::with_capacity(16),
+            made: 0,
+        }
     }
 
     /// The resource with this ID.
@@ -78,22 +81,27 @@ impl Resources {
         self.undo.clear();
     }
 
-    /// From here on changes can be taken back.
-    pub fn begin(&mut self) -> Mark {
+    /// A submission begins: from here on changes can be taken back.
+    pub fn begin(&mut self) {
         self.undo.clear();
-        Mark(())
+        self.made = 0;
     }
 
-    /// Keeps the changes.
-    pub fn commit(&mut self, _mark: Mark) {
+    /// Keeps the submission's changes.
+    pub fn commit(&mut self) {
         self.undo.clear();
     }
 
-    /// Takes the changes back.
-    pub fn roll_back(&mut self, _mark: Mark) {
+    /// Takes the submission's changes back.
+    pub fn roll_back(&mut self) {
         while let Some((id, before)) = self.undo.pop() {
             self.set(id, before);
         }
+    }
+
+    /// Bytes of what the submission makes, also where it destroys them again.
+    pub fn made(&self) -> u64 {
+        self.made
     }
 
     /// Enters a new resource.
@@ -106,6 +114,7 @@ impl Resources {
             return Err(ResourceError::Quota);
         }
         self.undo.push((id, None));
+        self.made = self.made.saturating_add(kind.memory());
         self.set(id, Some(kind));
         Ok(())
     }

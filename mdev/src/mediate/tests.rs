@@ -50,7 +50,9 @@ impl Stream {
         [self.header.as_bytes(), &self.body].concat()
     }
     fn check(&self, resources: &mut Resources) -> Result<Job<super::job::Validated>, Rejected> {
-        Job::new(self.bytes()).validate(resources).map_err(|(e, _)| e)
+        let job = Job::new(self.bytes()).validate(resources).map_err(|(e, _)| e)?;
+        resources.commit();
+        Ok(job)
     }
     fn reason(&self, resources: &mut Resources) -> Reason {
         self.check(resources).unwrap_err().reason

@@ -6,6 +6,7 @@
 use super::dispatcher::SliceCounters;
 use super::fence;
 use super::job::{Job, Rejected};
+use super::limit::Bucket;
 use super::message::{Answered, MAX_QUEUED, Pending, Short, Work};
 use super::resources::Resources;
 use crate::backend::SliceLimits;
@@ -22,8 +23,16 @@ use rtrb::{Consumer, Producer};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// Chains that one step takes at most, so that a flood leaves the thread's other duties their turn.
-const BURST: usize = 64;
+/// Requests a slice may make: at once, and one more every so often. A frame takes a handful; a guest that
+/// makes this many costs the host's CPU a small share, and waits.
+const REQUESTS: Bucket = Bucket::new(256, Nanos::from_micros(100));
+/// Contexts a slice may make: each one starts a process.
+const CONTEXTS: Bucket = Bucket::new(8, Nanos::from_millis(50));
+/// GPU memory that a slice may have cleared for new resources, in thousandths of its quota: all of it at
+/// once, and again in a second. Clearing is GPU work that no grant pays for.
+const CLEARS: Bucket = Bucket::new(1_000, Nanos::from_millis(1));
+/// Requests that one step takes at most, so that the thread looks at its other duties in between.
+const BURST: usize = 32;
 
 /// What a worker is made of.
 pub struct WorkerParts {
@@ -60,8 +69,25 @@ pub struct Worker {
     /// The guest's ID of the frame context.
     context: Option<u32>,
     resources: Resources,
+    requests: Bucket,
+    contexts: Bucket,
+    clears: Bucket,
+    /// A buffer whose submission was refused.
+    spare: Vec<u8>,
     worked: bool,
     answered: bool,
+}
+
+/// What the worker's thread does next.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Wait for the doorbell.
+    Wait,
+    /// There is more: step again.
+    Again,
+    /// The guest has used up its allowance: step again at this time, whatever the doorbell does.
+    Throttled(Nanos),
 }
 
 impl Worker {
@@ -69,6 +95,10 @@ impl Worker {
     pub fn new(parts: WorkerParts) -> Self {
         let resources = Resources::new(parts.limits.max_resources, parts.limits.memory);
         Self {
+            requests: REQUESTS,
+            contexts: CONTEXTS,
+            clears: CLEARS,
+            spare: Vec::new(),
             parts,
             queue: None,
             epoch: 0,
@@ -85,17 +115,17 @@ impl Worker {
         &self.parts.device
     }
 
-    /// Takes what has come. `true`: there is more, so step again before waiting.
-    pub fn step(&mut self, now: Nanos) -> bool {
+    /// Takes what has come.
+    pub fn step(&mut self, now: Nanos) -> Turn {
         self.follow_device();
-        let more = self.take_chains(now);
+        let turn = self.take_chains(now);
         if std::mem::take(&mut self.worked) {
             self.parts.dispatcher.signal();
         }
         if std::mem::take(&mut self.answered) {
             self.parts.poster.signal();
         }
-        more
+        turn
     }
 
     /// The driver became ready, or the device was reset.
@@ -114,31 +144,41 @@ impl Worker {
         self.answer(Answered::Queue { used: control.used, epoch: queues.epoch });
     }
 
-    fn take_chains(&mut self, now: Nanos) -> bool {
+    fn take_chains(&mut self, now: Nanos) -> Turn {
         if let Some(kick) = self.parts.device.kick(CONTROL_QUEUE) {
             kick.take();
         }
         for _ in 0..BURST {
-            let Some(queue) = &mut self.queue else { return false };
+            let Some(queue) = &mut self.queue else { return Turn::Wait };
             match queue.pop() {
                 Ok(Some(chain)) => {
                     if self.request(&chain, now).is_err() {
-                        return false;
+                        return Turn::Wait;
+                    }
+                    // One request late, so that looking at an empty queue costs nothing.
+                    if let Err(until) = self.requests.take(now, 1) {
+                        return Turn::Throttled(until);
                     }
                 }
-                Ok(None) | Err(QueueError::Paused | QueueError::Closed) => return false,
+                Ok(None) | Err(QueueError::Paused | QueueError::Closed) => return Turn::Wait,
                 Err(error) => {
                     self.guest_fault(&error);
-                    return false;
+                    return Turn::Wait;
                 }
             }
         }
-        true
+        Turn::Again
     }
 
     /// The guest broke the queue: it has to reset the device.
     fn guest_fault(&mut self, error: &QueueError) {
-        tracing::warn!(slice = self.parts.index.0, %error, "the guest's queue is broken; it has to reset the device");
+        // A guest can repeat this as fast as it resets its device, so it is not for the log of every host.
+        tracing::debug!(slice = self.parts.index.0, %error, "the guest's queue is broken; it has to reset the device");
+        self.give_up();
+    }
+
+    /// Ends the queue and the context; the driver is told to reset the device.
+    fn give_up(&mut self) {
         self.queue = None;
         self.end_context();
         // The guest that cannot be told is the one at fault.
@@ -167,7 +207,7 @@ impl Worker {
             Request::GetCapsetInfo { .. } | Request::GetCapset { .. } => {
                 self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_PARAMETER));
             }
-            Request::CtxCreate { capset, .. } => self.create_context(pending, capset),
+            Request::CtxCreate { capset, .. } => self.create_context(pending, capset, now),
             Request::CtxDestroy if self.context == Some(fence.ctx) => {
                 self.end_context();
                 self.say(pending, Short::Plain(cmd::RESP_OK_NODATA));
@@ -195,18 +235,19 @@ impl Worker {
         }
     }
 
-    fn create_context(&mut self, pending: Pending, capset: u8) {
+    fn create_context(&mut self, pending: Pending, capset: u8, now: Nanos) {
         if u32::from(capset) != CAPSET_ID {
             self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_PARAMETER));
-        } else if self.context.is_some() {
+        } else if self.context.is_some() || self.contexts.take(now, 1).is_err() {
             // One frame context per slice: a renderer is one process, and one quota.
             self.reject(pending, Reason::Quota);
         } else {
-            self.context = Some(pending.fence.ctx);
             self.resources.clear();
             self.parts.pacer.set_state(SliceState::Normal);
             let generation = self.generation;
-            self.hand_over(pending, |pending| Work::Attach { generation, pending });
+            if self.hand_over(pending, |pending| Work::Attach { generation, pending }) {
+                self.context = Some(pending.fence.ctx);
+            }
         }
     }
 
@@ -238,31 +279,53 @@ impl Worker {
             self.reject(pending, Reason::Malformed);
             return Ok(());
         }
-        let mut bytes = self.parts.recycle.pop().unwrap_or_default();
+        let mut bytes = std::mem::take(&mut self.spare);
+        if bytes.capacity() == 0 {
+            bytes = self.parts.recycle.pop().unwrap_or_default();
+        }
         bytes.clear();
         bytes.resize(size as usize, 0);
         self.read(chain, SUBMIT_PAYLOAD, &mut bytes)?;
         match Job::new(bytes).validate(&mut self.resources) {
             Ok(job) => self.accept(job, pending, now),
-            Err((rejected, _)) => self.refuse(pending, rejected),
+            Err((rejected, buffer)) => {
+                self.spare = buffer;
+                self.refuse(pending, rejected);
+            }
         }
         Ok(())
     }
 
     fn accept(&mut self, job: Job<super::job::Validated>, pending: Pending, now: Nanos) {
         let header = job.meta().header;
-        match job.meta().kind {
+        let taken = match job.meta().kind {
             SubmitKind::Setup => {
-                self.hand_over(pending, |pending| Work::Setup { job, pending });
+                let quota = self.parts.limits.memory.max(1);
+                let cleared = u128::from(self.resources.made()) * 1_000 / u128::from(quota);
+                if self.clears.take(now, cleared as u64).is_err() {
+                    self.reject(pending, Reason::Quota);
+                    false
+                } else {
+                    self.hand_over(pending, |pending| Work::Setup { job, pending })
+                }
             }
             SubmitKind::Job => {
                 let key = self.key(&header);
                 self.parts.recorder.record(Stamp::doorbell(key, now));
                 self.parts.recorder.record(Stamp::mediated(key, now, job.bytes().len() as u64));
-                if !self.hand_over(pending, |pending| Work::Job { job, pending, arrival: now }) {
+                let taken =
+                    self.hand_over(pending, |pending| Work::Job { job, pending, arrival: now });
+                if !taken {
                     self.parts.recorder.record(Stamp::failed(key, now, Reason::Quota));
                 }
+                taken
             }
+        };
+        // What the submission made exists once it is on its way, and not before.
+        if taken {
+            self.resources.commit();
+        } else {
+            self.resources.roll_back();
         }
     }
 
@@ -277,23 +340,20 @@ impl Worker {
         }
     }
 
-    /// Sends work to the dispatcher, if the slice has not too much on its way; else refuses it and answers
-    /// `false`. Every request counts until its answer is posted, and the ring holds `MAX_QUEUED` requests
-    /// and as many detaches.
+    /// Sends work to the dispatcher, if the slice has not too much on its way; else the request is refused.
+    /// Every request counts until its answer is posted, and the ring holds `MAX_QUEUED` requests and as
+    /// many detaches.
     fn hand_over(&mut self, pending: Pending, work: impl FnOnce(Pending) -> Work) -> bool {
         let queued = &self.parts.counters.queued;
-        if queued.fetch_add(1, Ordering::AcqRel) >= MAX_QUEUED as u64 {
-            queued.fetch_sub(1, Ordering::AcqRel);
-            self.reject(pending, Reason::Quota);
-            false
-        } else if self.parts.work.push(work(pending)).is_ok() {
+        if queued.fetch_add(1, Ordering::AcqRel) < MAX_QUEUED as u64
+            && self.parts.work.push(work(pending)).is_ok()
+        {
             self.worked = true;
-            true
-        } else {
-            queued.fetch_sub(1, Ordering::AcqRel);
-            self.reject(pending, Reason::Quota);
-            false
+            return true;
         }
+        queued.fetch_sub(1, Ordering::AcqRel);
+        self.reject(pending, Reason::Quota);
+        false
     }
 
     fn refuse(&mut self, pending: Pending, rejected: Rejected) {
@@ -316,8 +376,8 @@ impl Worker {
             self.answered = true;
         } else {
             // The poster is held up by its peer for a whole ring of answers: give the guest up.
-            tracing::warn!(slice = self.parts.index.0, "the guest does not take its answers");
-            self.queue = None;
+            tracing::debug!(slice = self.parts.index.0, "the guest does not take its answers");
+            self.give_up();
         }
     }
 

@@ -45,6 +45,10 @@ impl Life {
         }
     }
 
+    fn is_over(&self) -> bool {
+        matches!(*self.0.lock().unwrap_or_else(PoisonError::into_inner), Process::Ended)
+    }
+
     /// Kills the process; the caller has it reaped.
     fn end(&self) -> Option<Child> {
         let mut process = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -190,6 +194,10 @@ impl Worker {
     }
 
     fn start(&mut self, slice: SliceKey, life: &Life, socket: OwnedFd) {
+        // A life that is over already needs no process.
+        if life.is_over() {
+            return;
+        }
         // Kept until a failure is told, so that it comes before the socket's end.
         let _open = socket.try_clone();
         match self.launcher.spawn(socket) {

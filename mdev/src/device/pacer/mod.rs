@@ -92,6 +92,18 @@ impl PacerShared {
         self.generation.store(generation.0, Ordering::Release);
     }
 
+    /// What GENERATION reads.
+    pub fn generation(&self) -> Generation {
+        Generation(self.generation.load(Ordering::Acquire))
+    }
+
+    /// Clears STATUS, REASON and its count: they are of no concern to the guest that comes next.
+    pub fn forget_faults(&self) {
+        self.set_state(SliceState::Normal);
+        self.reason.store(Reason::None as u32, Ordering::Relaxed);
+        self.reason_count.store(0, Ordering::Release);
+    }
+
     /// How often the function was reset.
     pub fn resets(&self) -> u32 {
         self.resets.load(Ordering::Acquire)

@@ -6,6 +6,7 @@
 use arc_swap::ArcSwapOption;
 use beamline_abi::pci::msix;
 use beamline_vfio_user::{DeviceError, IrqAction};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::os::fd::OwnedFd;
@@ -81,9 +82,13 @@ impl IrqTable {
         self.enabled.store(on, Ordering::Release);
     }
 
-    /// Forgets every eventfd.
+    /// Forgets every eventfd. A thread that a full counter holds up in `signal` goes on.
     pub(crate) fn clear(&self) {
-        self.slots.iter().for_each(|slot| slot.store(None));
+        for slot in &self.slots {
+            if let Some(fd) = slot.swap(None) {
+                empty(&fd);
+            }
+        }
     }
 
     /// Carries out a `SET_IRQS`.
@@ -118,6 +123,16 @@ impl IrqTable {
             }
         }
         Ok(())
+    }
+}
+
+/// Takes the count of an eventfd, if there is one.
+fn empty(fd: &OwnedFd) {
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut fds = [PollFd::new(fd, PollFlags::IN)];
+    if matches!(poll(&mut fds, Some(&at_once)), Ok(1)) {
+        // Readable, so this does not wait unless the peer takes the count meanwhile; it is leaving.
+        let _ = rustix::io::read(fd, &mut [0; 8]);
     }
 }
 

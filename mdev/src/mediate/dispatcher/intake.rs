@@ -22,7 +22,7 @@ impl Dispatcher {
                     self.attach(index, generation, pending, now);
                 }
                 Work::Detach => self.detach(index, now),
-                Work::Setup { job, pending } => self.setup(index, job, pending),
+                Work::Setup { job, pending } => self.setup(index, job, pending, now),
                 Work::Job { job, pending, arrival } => {
                     self.submit(index, job, pending, arrival, now);
                 }
@@ -39,6 +39,7 @@ impl Dispatcher {
         match self.gpu.attach(slice.key, slice.link.limits) {
             Ok(()) => {
                 slice.life = Life::Starting(pending);
+                slice.control_since = now;
                 self.policy.admit(tenant(index), &slice.link.contract);
                 // So that the scheduler knows the next release from the first frame on.
                 let (seq, grid) = (slice.vblank, &slice.link.grid);
@@ -46,7 +47,7 @@ impl Dispatcher {
                 self.policy.vblank(tenant(index), vblank);
             }
             Err(error) => {
-                tracing::warn!(slice = index, %error, "the renderer does not start");
+                tracing::debug!(slice = index, %error, "the renderer does not start");
                 slice.life = Life::Detached;
                 self.complete(index, pending, Err(Reason::DeviceLost));
             }
@@ -56,7 +57,10 @@ impl Dispatcher {
     fn detach(&mut self, index: usize, now: Nanos) {
         match self.slices[index].life {
             Life::Detached => return,
-            Life::Starting(pending) => self.complete(index, pending, Err(Reason::Draining)),
+            Life::Starting(pending) => {
+                self.complete(index, pending, Err(Reason::Draining));
+                self.fail_all(index, now, Reason::Draining);
+            }
             Life::Ready => self.fail_all(index, now, Reason::Draining),
             Life::Lost => {}
         }
@@ -65,12 +69,21 @@ impl Dispatcher {
         self.slices[index].life = Life::Detached;
     }
 
-    fn setup(&mut self, index: usize, job: Job<Validated>, pending: Pending) {
+    fn setup(&mut self, index: usize, job: Job<Validated>, pending: Pending, now: Nanos) {
         let key = self.slices[index].key;
-        let result = if self.slices[index].life == Life::Ready {
+        let life = self.slices[index].life;
+        // A renderer that starts keeps its orders.
+        let result = if matches!(life, Life::Ready | Life::Starting(_)) {
             match self.setups.insert((index as u16, pending)) {
                 Some(token) => match self.gpu.configure(key, u64::from(token), job.bytes()) {
-                    Ok(()) => Ok(()),
+                    Ok(()) => {
+                        let slice = &mut self.slices[index];
+                        if slice.setups == 0 && life == Life::Ready {
+                            slice.control_since = now;
+                        }
+                        slice.setups += 1;
+                        Ok(())
+                    }
                     Err(error) => {
                         self.setups.remove(token);
                         Err(gpu_reason(&error))
@@ -125,7 +138,7 @@ impl Dispatcher {
                     slot,
                 };
                 if self.policy.submit(spec).is_err() {
-                    self.finish(ticket, now, Err(Reason::Quota));
+                    self.finish(ticket, now, now, Err(Reason::Quota));
                 }
             }
             Err(reason) => {
@@ -202,6 +215,8 @@ impl Dispatcher {
             Event::Configured { slice, token, result } if current(&self.slices, slice) => {
                 let entry = u32::try_from(token).ok().and_then(|t| self.setups.remove(t));
                 if let Some((index, pending)) = entry {
+                    let owner = &mut self.slices[usize::from(index)];
+                    (owner.setups, owner.control_since) = (owner.setups.saturating_sub(1), now);
                     self.complete(usize::from(index), pending, result);
                 }
             }
@@ -215,10 +230,10 @@ impl Dispatcher {
                 let counters = &self.slices[usize::from(slice.index)].link.counters;
                 counters.busy.fetch_add(busy.0, Ordering::Relaxed);
                 self.policy.complete(now, ticket, busy);
-                self.finish(ticket, now, result);
+                self.finish(ticket, now, gpu_end, result);
             }
             Event::Lost { slice, reason } if current(&self.slices, slice) => {
-                tracing::warn!(slice = slice.index, reason, "the renderer is gone");
+                tracing::info!(slice = slice.index, reason, "the renderer is gone");
                 self.lose(usize::from(slice.index), now, Reason::DeviceLost);
             }
             image @ Event::Image { .. } => self.captures.push(image),

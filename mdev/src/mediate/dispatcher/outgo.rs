@@ -22,8 +22,6 @@ impl Dispatcher {
     }
 
     fn run(&mut self, ticket: Ticket, expected: Nanos, now: Nanos) {
-        // In flight together they slow each other down, so the bound grows with their number.
-        let together = self.running.len() as u64 + 1;
         let Some(entry) = self.jobs.get_mut(ticket.0) else { return };
         let slice = &self.slices[usize::from(entry.slice)];
         let key = slice.key;
@@ -40,19 +38,40 @@ impl Dispatcher {
         match result {
             Ok(()) => {
                 let bound = slice.link.contract.max_job.saturating_add(self.kill_grace);
-                let kill_at = now.saturating_add(Nanos(bound.0.saturating_mul(together)));
-                entry.running = Some(Running { since: now, kill_at });
+                let kill_at = self.extend_kills(now, bound);
+                if let Some(entry) = self.jobs.get_mut(ticket.0) {
+                    entry.running = Some(Running { since: now, kill_at });
+                }
                 self.running.push(ticket);
             }
             Err(reason) => {
                 self.policy.complete(now, ticket, Nanos::ZERO);
-                self.finish(ticket, now, Err(reason));
+                self.finish(ticket, now, now, Err(reason));
             }
         }
     }
 
+    /// Jobs in flight together slow each other down: each one's limit grows by the others' bounds. Answers
+    /// the new one's.
+    fn extend_kills(&mut self, now: Nanos, bound: Nanos) -> Nanos {
+        let mut kill_at = now.saturating_add(bound);
+        for other in &self.running {
+            if let Some(running) = self.jobs.get_mut(other.0).and_then(|e| e.running.as_mut()) {
+                running.kill_at = running.kill_at.saturating_add(bound);
+                kill_at = kill_at.saturating_add(running.kill_at.saturating_sub(now));
+            }
+        }
+        kill_at
+    }
+
     /// Stage 6 for one job: it leaves the slab, its frame is told, its fence goes to the poster.
-    pub(super) fn finish(&mut self, ticket: Ticket, now: Nanos, result: Result<(), Reason>) {
+    pub(super) fn finish(
+        &mut self,
+        ticket: Ticket,
+        now: Nanos,
+        ended: Nanos,
+        result: Result<(), Reason>,
+    ) {
         let Some(entry) = self.jobs.remove(ticket.0) else { return };
         let index = usize::from(entry.slice);
         if entry.running.is_some() {
@@ -63,7 +82,7 @@ impl Dispatcher {
             Err(reason) => Stamp::failed(entry.key, now, reason),
         });
         let slice = &mut self.slices[index];
-        slice.frames.job_done(entry.key.frame, result.is_ok());
+        slice.frames.job_done(entry.key.frame, result.is_ok(), ended);
         let counters = &slice.link.counters;
         let counter = if result.is_ok() { &counters.jobs } else { &counters.failed };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -79,7 +98,8 @@ impl Dispatcher {
         self.fail_all(index, now, reason);
         self.gpu.detach(self.slices[index].key);
         self.slices[index].life = Life::Lost;
-        self.post(index, Post::Lost(reason));
+        let generation = self.slices[index].key.generation;
+        self.post(index, Post::Lost { reason, generation });
     }
 
     /// Ends every job and setup of a slice.
@@ -92,7 +112,7 @@ impl Dispatcher {
             if let Some(running) = entry.running {
                 self.policy.complete(now, Ticket(n), now.saturating_sub(running.since));
             }
-            self.finish(Ticket(n), now, Err(reason));
+            self.finish(Ticket(n), now, now, Err(reason));
         }
         for n in 0..self.setups.capacity() {
             if self.setups.get(n).is_some_and(|(owner, _)| usize::from(*owner) == index)
@@ -101,6 +121,7 @@ impl Dispatcher {
                 self.complete(index, pending, Err(reason));
             }
         }
+        self.slices[index].setups = 0;
         self.slices[index].frames.clear();
     }
 

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
-use rustix::event::PollFlags;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -85,6 +85,12 @@ impl Listener {
             match rustix::net::accept_with(&self.socket, SocketFlags::CLOEXEC) {
                 Ok(fd) => return Ok(Some(UnixStream::from(fd))),
                 Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
+                // Others have used up what it takes; they will give some back.
+                Err(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    if rest(stop) {
+                        return Ok(None);
+                    }
+                }
                 Err(e) => return Err(ServeError::Accept(e)),
             }
         }
@@ -115,6 +121,13 @@ impl Drop for Listener {
             tracing::warn!("{}: the socket file stays behind: {e}", self.path.display());
         }
     }
+}
+
+/// Waits a while; `true`: stopped.
+fn rest(stop: &Stop) -> bool {
+    let time = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    let mut fds = [PollFd::new(stop, PollFlags::IN)];
+    matches!(rustix::event::poll(&mut fds, Some(&time)), Ok(n) if n > 0)
 }
 
 fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
