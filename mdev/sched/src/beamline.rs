@@ -287,7 +287,13 @@ impl Beamline {
         )
     }
 
-    fn fits(&self, t: usize, rank: u8, now: u64, horizon: Horizon) -> bool {
+    fn fits(&mut self, t: usize, rank: u8, now: u64, horizon: Horizon) -> bool {
+        let reserved = |t: &Tenant| t.contract.class == Class::Reserved;
+        let horizon = if self.tenant(t).is_some_and(reserved) {
+            self.guards.horizon_of_others(t, now)
+        } else {
+            horizon
+        };
         let (Some(tenant), Some(job)) = (self.tenant(t), self.jobs.head(t)) else {
             return false;
         };

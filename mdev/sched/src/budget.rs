@@ -93,6 +93,11 @@ impl Server {
         self.debt = self.debt.saturating_add(cost).min(self.most_debt);
     }
 
+    /// What a fresh account holds.
+    pub const fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
     /// What is owed.
     pub const fn debt(&self) -> u64 {
         self.debt

@@ -197,6 +197,22 @@ impl Guards {
         }
     }
 
+    /// What work of `tenant` itself must keep clear of: its own releases wait for it in any case.
+    pub(crate) fn horizon_of_others(&mut self, tenant: usize, now: u64) -> Horizon {
+        let own = [Kind::Frame, Kind::LateLatch].map(|kind| Self::index(tenant, kind));
+        for i in own {
+            self.soft.remove(i);
+            self.hard.remove(i);
+        }
+        let horizon = self.horizon(now);
+        for i in own {
+            if i < self.entries.len() {
+                self.file(i);
+            }
+        }
+        horizon
+    }
+
     /// Key and end of the nearest entry, after moving on those whose work did not come in time.
     fn nearest(&mut self, now: u64, hard: bool) -> Option<(u64, u64)> {
         loop {

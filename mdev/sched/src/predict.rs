@@ -1,8 +1,9 @@
 //! Stage 4, schedule: what a job is expected to cost, from what its place in the frame cost before.
 //!
-//! A decaying high estimate per place: it rises by half of what it was short by and sinks by a 64th of what
-//! it was too high by. That is the 32/33 expectile of the recent costs: near the high end, quick to
-//! follow a rise, slow to forget one. Before the first measurement it is the contract's budget.
+//! A decaying high estimate per place: it rises by half of what it was short by, at most by a quarter of
+//! itself, and sinks by a 32nd of what it was too high by. Near the high end of the recent costs, quick to
+//! follow a rise, slow to forget one; and one job that a hiccup of the machine made long does not pass for
+//! the new rule. Before the first measurement it is the contract's budget.
 
 use crate::contract::Contract;
 use beamline_abi::Nanos;
@@ -12,6 +13,8 @@ pub const PLACES: usize = 16;
 
 /// Fraction bits of an estimate, so that small steps are not lost to rounding.
 const FRACTION: u32 = 8;
+/// What an estimate may rise by however small it is: 10 µs, scaled.
+const LEAST_RISE: u64 = 10_000 << FRACTION;
 
 /// Estimates of one tenant.
 #[derive(Clone, Debug)]
@@ -66,8 +69,10 @@ impl Predictor {
         let cost = cost.0.min(Self::CEILING) << FRACTION;
         *estimate = Some(match *estimate {
             None => cost,
-            Some(old) if cost > old => old + (cost - old).div_ceil(2),
-            Some(old) => old - (old - cost) / 64,
+            Some(old) if cost > old => {
+                old + (cost - old).div_ceil(2).min((old / 4).max(LEAST_RISE))
+            }
+            Some(old) => old - (old - cost) / 32,
         });
     }
 }
@@ -93,12 +98,17 @@ mod tests {
     fn follows_a_rise_at_once_and_forgets_slowly() {
         let mut p = Predictor::new(&contract(60, 3_000, 2_000));
         p.measured(0, false, Nanos(100_000));
-        for _ in 0..8 {
+        for _ in 0..16 {
             p.measured(0, false, Nanos(1_000_000));
         }
         assert!(p.expected(0, 1, false) > Nanos(990_000));
         p.measured(0, false, Nanos(100_000));
         assert!(p.expected(0, 1, false) > Nanos(950_000));
+        for _ in 0..200 {
+            p.measured(0, false, Nanos(100_000));
+        }
+        p.measured(0, false, Nanos(1_900_000));
+        assert!(p.expected(0, 1, false) < Nanos(130_000), "one hiccup is not the rule");
         for _ in 0..1_000 {
             p.measured(0, false, Nanos(100_000));
         }

@@ -86,7 +86,8 @@ impl Tenant {
         let expected = self.expected(job).0;
         if self.is_late(job) {
             let left = self.late.left(job.slot);
-            left > 0 && (self.frames.debt() == 0 || left >= expected)
+            // A fresh account is never too small: what a late latch goes beyond it, its frames repay.
+            left > 0 && (self.frames.debt() == 0 || left >= expected.min(self.late.capacity()))
         } else {
             self.frames.pays(job.slot, expected)
         }
