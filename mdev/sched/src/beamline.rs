@@ -1,7 +1,8 @@
 //! Stage 4, schedule: from mediate/job to backend. The frame-contract policy.
 //!
 //! In order of preference:
-//! 1. *Reserved* jobs within budget, earliest deadline first. While a frame pauses between its jobs, for as
+//! 1. *Reserved* jobs within budget, earliest deadline first; one that would run over a release that is kept
+//!    free gives way to it while that does no harm. While a frame pauses between its jobs, for as
 //!    long as its contract declares, no later deadline starts: admission has charged that time.
 //! 2. *Background* minima, earliest period end first.
 //! 3. *Elastic* jobs and reserved jobs beyond their budget, by weighted virtual time.
@@ -28,7 +29,7 @@
 
 use crate::contract::{Class, Contract, Guard};
 use crate::demand;
-use crate::guard::{Guards, Horizon, Kind, Rule};
+use crate::guard::{Guards, Horizon, Kind, Rule, Span};
 use crate::heap::IndexedHeap;
 use crate::policy::{
     Decision, Defer, GpuCaps, JobSpec, Policy, QueueFull, TenantId, Ticket, Vblank,
@@ -146,12 +147,13 @@ impl Beamline {
             hold: c.jitter.0,
             period: c.period.floor().0,
             tolerance: 0,
+            span: c.main_deadline().0,
         };
         self.guards.set_rule(t, Kind::Frame, rule);
         if let Some(l) = c.late_latch {
             // Later than this the job could not end in time anyway.
             let hold = l.window.saturating_sub(l.budget).0;
-            self.guards.set_rule(t, Kind::LateLatch, Rule { hold, ..rule });
+            self.guards.set_rule(t, Kind::LateLatch, Rule { hold, span: l.window.0, ..rule });
         }
     }
 
@@ -306,6 +308,17 @@ impl Beamline {
         let worst = end(tenant.contract.max_job.0, self.worst_in_flight);
         let urgent = rank == 0 && tenant.minimum.is_behind();
         (urgent || expected <= horizon.soft) && worst <= horizon.hard
+    }
+
+    /// Until when the first reserved job waits for a release that is kept free.
+    fn gives_way(&mut self, t: usize, deadline: u64, now: u64) -> Option<u64> {
+        let (tenant, job) = (self.tenant(t)?, self.jobs.head(t)?);
+        let kind = if tenant.is_late(job) { Kind::LateLatch } else { Kind::Frame };
+        let cost = tenant.expected(job).0.saturating_add(self.expected_in_flight);
+        let margin = self.caps.switch_cost.0.saturating_add(self.caps.guard_margin.0);
+        let end = now.saturating_add(cost).saturating_add(margin);
+        let span = Span { release: job.release.0, end, deadline };
+        self.guards.give_way(t, kind, span, now).filter(|&until| until > now)
     }
 
     /// Queues again what was set aside.
@@ -509,6 +522,9 @@ impl Policy for Beamline {
                     return idle(Some(until), Defer::Guarded);
                 }
                 _ => {
+                    if let Some(until) = self.gives_way(t, deadline, now) {
+                        return idle(Some(until), Defer::Guarded);
+                    }
                     if let Some(grant) = self.grant(t, true) {
                         return grant;
                     }

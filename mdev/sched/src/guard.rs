@@ -3,7 +3,8 @@
 //! Each reserved tenant has two entries: the release of its next frame, and the opening of its next
 //! late-latch window. An entry forbids in two ways:
 //! * *soft* ([`Guard::Release`](crate::Guard::Release) only): other work must end before the release, and
-//!   none starts until the frame has come or its jitter has passed;
+//!   none starts until the frame has come or its jitter has passed; reserved work that is due later gives
+//!   way as long as that does it no harm;
 //! * *hard* (always): other work, even at its longest, must end within the entry's tolerance after the
 //!   release, which is the blocking that the demand test found harmless.
 //!
@@ -33,6 +34,8 @@ pub(crate) struct Rule {
     pub(crate) period: u64,
     /// Blocking after the release that does no harm, ns.
     pub(crate) tolerance: u64,
+    /// From the release to the deadline of its work, ns.
+    pub(crate) span: u64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,6 +62,17 @@ impl Entry {
         self.release = self.release_of(slot);
         self.hold_until = self.release.saturating_add(self.rule.hold);
     }
+}
+
+/// A reserved job, if it started now.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Span {
+    /// Since when it might have run.
+    pub(crate) release: u64,
+    /// When it is expected to end.
+    pub(crate) end: u64,
+    /// When it is due.
+    pub(crate) deadline: u64,
 }
 
 /// What other work has to keep clear of, as of one time.
@@ -206,11 +220,36 @@ impl Guards {
         }
         let horizon = self.horizon(now);
         for i in own {
-            if i < self.entries.len() {
-                self.file(i);
-            }
+            self.file(i);
         }
         horizon
+    }
+
+    /// Until when a reserved job of `tenant`, released at `release` and due at `deadline`, had better wait: it
+    /// would run from now to `end` over a release that is kept free and whose work is due before it, and
+    /// waiting is within the blocking that the demand test found harmless to it.
+    pub(crate) fn give_way(
+        &mut self,
+        tenant: usize,
+        kind: Kind,
+        job: Span,
+        now: u64,
+    ) -> Option<u64> {
+        let own = [Kind::Frame, Kind::LateLatch].map(|kind| Self::index(tenant, kind));
+        let tolerance = self.entries.get(Self::index(tenant, kind))?.rule.tolerance;
+        for i in own {
+            self.soft.remove(i);
+        }
+        let nearest = self.nearest(now, false);
+        let span =
+            self.soft.peek().and_then(|(i, _)| self.entries.get(i)).map_or(0, |e| e.rule.span);
+        for i in own {
+            self.file(i);
+        }
+        let (release, until) = nearest?;
+        let sooner = release.saturating_add(span) < job.deadline;
+        let harmless = until <= job.release.saturating_add(tolerance);
+        (job.end > release && sooner && harmless).then_some(until)
     }
 
     /// Key and end of the nearest entry, after moving on those whose work did not come in time.
@@ -239,7 +278,9 @@ impl Guards {
     }
 
     fn file(&mut self, i: usize) {
-        let e = &self.entries[i];
+        let Some(e) = self.entries.get(i) else {
+            return;
+        };
         if e.armed && e.rule.soft {
             self.soft.set(i, e.release);
         } else {
