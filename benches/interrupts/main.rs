@@ -15,7 +15,6 @@ use beamline_abi::Nanos;
 use beamline_benches::report::{Gate, LABEL, Row, table, write_json};
 use beamline_benches::stats::Summary;
 use beamline_latency::clock::TscMap;
-use beamline_mdev::device::pacer::HostTsc;
 use beamline_mdev::host::threads::{KeepAwake, pin};
 use std::process::ExitCode;
 use trip::{Side, Trip};
@@ -94,15 +93,9 @@ fn measure() -> anyhow::Result<Measured> {
     // As a host does: an idle virtual CPU wakes late, on both sides alike.
     let _awake = KeepAwake::start(&[host_cpu, guest_cpu]).context("keep-awake threads")?;
     let map = TscMap::calibrate(Nanos::from_millis(200)).context("the time-stamp counter")?;
-    let tsc = HostTsc {
-        tsc_ref: map.tsc_ref,
-        ns_ref: Nanos(map.ns_ref),
-        mult: map.mult,
-        error: u32::try_from(map.err_ns).unwrap_or(u32::MAX),
-    };
     let pause = ((u128::from(PAUSE.0) << 32) / u128::from(map.mult.max(1))) as u64;
     let mut bare = bare::Bare::start(guest_cpu)?;
-    let mut stack = stack::Stack::start(guest_cpu, tsc)?;
+    let mut stack = stack::Stack::start(guest_cpu, map)?;
     // Only now: the threads that were started have other places.
     pin(&[host_cpu]).context("pinning")?;
     bare.ready().context("the bare guest")?;

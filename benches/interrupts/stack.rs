@@ -13,12 +13,12 @@ use beamline_abi::pci::{capability, config};
 use beamline_abi::virtio_gpu::CONTROL_QUEUE;
 use beamline_abi::virtio_pci::cap;
 use beamline_abi::{Generation, Nanos, SliceId};
-use beamline_latency::clock::{Clock, MonotonicClock};
+use beamline_latency::clock::{Clock, MonotonicClock, TscMap};
 use beamline_latency::recorder::{Collector, Recorder};
 use beamline_latency::stamp::SliceIndex;
 use beamline_mdev::backend::SliceLimits;
 use beamline_mdev::device::eventfd::EventFd;
-use beamline_mdev::device::pacer::{HostTsc, Pacer, PacerConfig, PacerShared};
+use beamline_mdev::device::pacer::{Pacer, PacerConfig, PacerShared};
 use beamline_mdev::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
 use beamline_mdev::mediate::dispatcher::SliceCounters;
 use beamline_mdev::mediate::message::{Answered, Post, RING, Work};
@@ -99,7 +99,7 @@ impl Drop for Servers {
 impl Stack {
     /// Starts the functions and the guest, whose vCPU runs on host CPU `cpu`. `tsc` is this host's TSC on
     /// host time.
-    pub(crate) fn start(cpu: usize, tsc: HostTsc) -> anyhow::Result<Self> {
+    pub(crate) fn start(cpu: usize, tsc: TscMap) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir().context("a folder for the sockets")?;
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock);
         let now = Arc::clone(&clock);
@@ -185,7 +185,7 @@ impl Stack {
             if !fds[0].revents().is_empty() {
                 return Ok(());
             }
-            self.worker.step(MonotonicClock.now());
+            let _ = self.worker.step(MonotonicClock.now());
         }
     }
 }
@@ -197,7 +197,7 @@ impl Side for Stack {
             bail!("Beamline's guest ended: {reason}");
         }
         self.doorbell()?;
-        self.worker.step(MonotonicClock.now());
+        let _ = self.worker.step(MonotonicClock.now());
         if !self.shared.vblank_enabled() {
             bail!("the guest did not switch vblanks on");
         }
@@ -217,7 +217,7 @@ impl Side for Stack {
         self.poster.step();
         self.doorbell()?;
         let woken = tsc::now();
-        self.worker.step(MonotonicClock.now());
+        let _ = self.worker.step(MonotonicClock.now());
         let stamp =
             self.device().memory().read_u64(Gpa(guest::STAMP.into())).context("the stamp")?;
         // The host's collector does this off the path.

@@ -72,7 +72,7 @@ pub enum ClockError {
 }
 
 /// How a guest's counter follows the host's: `guest = (host × scale) + offset`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestTsc {
     /// Ticks added, modulo 2⁶⁴.
     pub offset: u64,

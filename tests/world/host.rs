@@ -8,7 +8,7 @@ use beamline_mdev::backend::SliceLimits;
 use beamline_mdev::backend::model::{CostModel, ModelGpu, Service};
 use beamline_mdev::config::HostConfig;
 use beamline_mdev::device::eventfd::EventFd;
-use beamline_mdev::device::pacer::{HostTsc, PacerHandle, PacerShared};
+use beamline_mdev::device::pacer::{PacerHandle, PacerShared};
 use beamline_mdev::device::virtio::gpu::GpuHandle;
 use beamline_mdev::host;
 use beamline_mdev::mediate::dispatcher::{Dispatcher, SliceCounters, SliceLink};
@@ -215,12 +215,7 @@ impl Parts<'_> {
             pacer: self.pacer,
             posts,
             answers,
-            tsc: Some(HostTsc {
-                tsc_ref: tsc::HOST.tsc_ref,
-                ns_ref: Nanos(tsc::HOST.ns_ref),
-                mult: tsc::HOST.mult,
-                error: tsc::HOST.err_ns as u32,
-            }),
+            tsc: Some(tsc::HOST),
             clock: Arc::new(self.clock.clone()),
             recorder: registry.recorder(DEFAULT_CAPACITY),
         });

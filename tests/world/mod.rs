@@ -16,7 +16,7 @@ use beamline_abi::{Nanos, Reason};
 use beamline_guest_driver::pacer::host_time;
 use beamline_guest_driver::scene::{Params, Player, SceneError, Stats};
 use beamline_guest_driver::transport::{Gpa, Slot, Transport, Wake, Width};
-use beamline_latency::{Clock, FakeClock, GuestTsc, Label, LogWriter, Meta, SliceMeta};
+use beamline_latency::{Clock, FakeClock, Label, LogWriter, Meta, SliceMeta};
 use beamline_mdev::backend::model::CostModel;
 use beamline_mdev::config::HostConfig;
 use beamline_mdev::device::pci::PciError;
@@ -235,11 +235,7 @@ impl World {
             name: slice.name.clone(),
             contract: Some(contract_meta(&slice.contract)),
             // A VMM that is gone has taken its word with it; its guest's stamps were made under it.
-            guest_tsc: live
-                .pacer
-                .guest_tsc()
-                .map(|g| GuestTsc { offset: g.offset, scale: g.scale })
-                .or(Some(tsc::of_guest(index))),
+            guest_tsc: live.pacer.guest_tsc().or(Some(tsc::of_guest(index))),
         });
         let meta = Meta {
             label: Label::Modelled,

@@ -6,7 +6,7 @@ use super::{HostError, system};
 use crate::backend::SliceLimits;
 use crate::config::{HostConfig, SliceConfig};
 use crate::device::eventfd::EventFd;
-use crate::device::pacer::{HostTsc, Pacer, PacerConfig, PacerShared};
+use crate::device::pacer::{Pacer, PacerConfig, PacerShared};
 use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
 use crate::mediate::dispatcher::{SliceCounters, SliceLink};
 use crate::mediate::message::RING;
@@ -59,7 +59,7 @@ pub(super) struct SliceServer {
 impl SliceServer {
     /// How the guest's TSC runs, as its VMM said.
     pub(super) fn guest_tsc(&self) -> Option<GuestTsc> {
-        self.pacer.guest_tsc().map(|g| GuestTsc { offset: g.offset, scale: g.scale })
+        self.pacer.guest_tsc()
     }
 
     /// Tells the threads to end.
@@ -157,7 +157,7 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
         pacer: pacer_handle,
         posts,
         answers,
-        tsc: host_tsc(parts.tsc),
+        tsc: Some(parts.tsc),
         clock: Arc::clone(parts.clock),
         recorder: (parts.recorder)(STAMPS),
     });
@@ -266,13 +266,4 @@ fn new_slice_id() -> io::Result<SliceId> {
     let mut id = [0; 16];
     let n = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
     if n == id.len() { Ok(SliceId(id)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
-}
-
-fn host_tsc(map: TscMap) -> Option<HostTsc> {
-    Some(HostTsc {
-        tsc_ref: map.tsc_ref,
-        ns_ref: Nanos(map.ns_ref),
-        mult: map.mult,
-        error: u32::try_from(map.err_ns).ok()?,
-    })
 }

@@ -7,13 +7,13 @@
 use super::fence;
 use super::message::{Answered, Pending, Post, Short};
 use crate::backend::SliceLimits;
-use crate::device::pacer::{HostTsc, PacerHandle, SliceState};
+use crate::device::pacer::{PacerHandle, SliceState};
 use crate::device::virtio::gpu::Answer;
 use crate::device::virtio::queue::{QueueError, UsedWriter};
 use beamline_abi::frame::{FrameCapset, MAX_SUBMIT_BYTES, VERSION};
 use beamline_abi::pacer::{MarkerKind, TimingPage, vector};
 use beamline_abi::{FrameId, Generation, Nanos, Reason, SliceId};
-use beamline_latency::clock::Clock;
+use beamline_latency::clock::{Clock, TscMap};
 use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::{JobKey, SliceIndex, Stamp};
 use beamline_sched::{Contract, Vblank};
@@ -41,7 +41,7 @@ pub struct PosterParts {
     /// From the worker.
     pub answers: Consumer<Answered>,
     /// This host's TSC on host time.
-    pub tsc: Option<HostTsc>,
+    pub tsc: Option<TscMap>,
     /// Host time.
     pub clock: Arc<dyn Clock>,
     /// Stamps of stages 1, 8 and 9.

@@ -18,6 +18,7 @@ use crate::device::pci::{Function, PciError, trapped};
 use arc_swap::ArcSwapOption;
 use beamline_abi::pacer::{self, TimingPage, control, status};
 use beamline_abi::{Generation, Nanos, Reason, SliceId};
+use beamline_latency::clock::{GuestTsc, TscMap};
 use beamline_vfio_user::{
     Device, DeviceError, DeviceInfo, DmaMap, IoFd, IrqAction, IrqIndex, IrqInfo, RegionFlags,
     RegionIndex, RegionInfo, RegionMapping, SparseArea,
@@ -29,7 +30,7 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use timing::TimingArea;
-pub use timing::{GuestTsc, HostTsc, PageTsc, TimingWriter};
+pub use timing::TimingWriter;
 
 /// Where TIME comes from: host `CLOCK_MONOTONIC`, or a test's clock.
 pub type Now = Arc<dyn Fn() -> Nanos + Send + Sync>;
@@ -115,14 +116,13 @@ impl PacerShared {
     }
 
     /// Fills the page's TSC map and its source: from the host's own map and what the VMM said, or none.
-    pub fn fill_tsc(&self, page: &mut TimingPage, host: Option<&HostTsc>) {
-        let map = host.zip(self.guest_tsc()).and_then(|(host, guest)| host.for_guest(guest));
-        let map = map.unwrap_or_default();
-        page.tsc_ref = map.tsc_ref;
-        page.ns_ref = map.ns_ref;
-        page.tsc_mult = map.tsc_mult;
-        page.clock_err = map.error;
-        page.clock_source = u32::from(map.tsc_mult != 0);
+    pub fn fill_tsc(&self, page: &mut TimingPage, host: Option<&TscMap>) {
+        let map = host.zip(self.guest_tsc()).and_then(|(host, guest)| host.for_guest(guest).ok());
+        page.tsc_ref = map.map_or(0, |m| m.tsc_ref);
+        page.ns_ref = Nanos(map.map_or(0, |m| m.ns_ref));
+        page.tsc_mult = map.map_or(0, |m| m.mult);
+        page.clock_err = map.map_or(0, |m| u32::try_from(m.err_ns).unwrap_or(u32::MAX));
+        page.clock_source = u32::from(map.is_some());
     }
 
     fn status(&self) -> u32 {

@@ -10,9 +10,10 @@
 //!
 //! A register is 32 bits wide. Narrower and unaligned reads see its bytes; such writes are dropped.
 
-use super::{GuestTsc, Now, PacerShared};
+use super::{Now, PacerShared};
 use beamline_abi::SliceId;
 use beamline_abi::pacer::{self, control, feature, reg};
+use beamline_latency::clock::GuestTsc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 

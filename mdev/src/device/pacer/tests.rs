@@ -230,44 +230,10 @@ fn a_senseless_producer_is_resynchronised_and_a_reset_empties_the_ring() {
     assert_eq!(handle.markers().drain(|_, _| ()), Drained::default());
 }
 
-fn at(page: &PageTsc, tsc: u64) -> u64 {
-    let ticks = u128::from(tsc.wrapping_sub(page.tsc_ref));
-    page.ns_ref.0 + ((ticks * u128::from(page.tsc_mult)) >> 32) as u64
-}
-
-#[test]
-fn the_tsc_map_follows_offset_and_scale() {
-    // 3 GHz.
-    let host =
-        HostTsc { tsc_ref: 9_000_000_000, ns_ref: Nanos(5_000), mult: (1 << 32) / 3, error: 10 };
-    let plain = host.for_guest(GuestTsc::default()).unwrap();
-    assert_eq!((plain.tsc_ref, plain.tsc_mult, plain.error), (host.tsc_ref, host.mult, 10));
-
-    for offset in [0u64, 12_345_678, 0u64.wrapping_sub(8_999_000_000), u64::MAX / 2] {
-        for (num, den) in [(1u64, 1u64), (1, 2), (4, 3), (7, 5)] {
-            let guest = GuestTsc { offset, scale: ((1 << 48) / den) * num };
-            let page = host.for_guest(guest).unwrap();
-            for ticks in [0u64, 1_000, 3_000_000, 30_000_000_000] {
-                let host_tsc = host.tsc_ref + ticks;
-                let scaled = (u128::from(host_tsc) * u128::from(guest.scale)) >> 48;
-                let guest_tsc = (scaled as u64).wrapping_add(offset);
-                let want =
-                    host.ns_ref.0 + ((u128::from(ticks) * u128::from(host.mult)) >> 32) as u64;
-                let got = at(&page, guest_tsc);
-                // One guest tick of rounding, and one unit in the last place of the factor per tick.
-                let slack = 2 + (ticks >> 31);
-                assert!(got.abs_diff(want) <= slack, "{offset} {num}/{den} {ticks}: {got} {want}");
-            }
-        }
-    }
-    assert_eq!(host.for_guest(GuestTsc { offset: 0, scale: 1 }), None, "no factor holds that");
-    assert_eq!(HostTsc::default().for_guest(GuestTsc::default()), None);
-}
-
 #[test]
 fn a_committed_tsc_reaches_the_page_as_one() {
     let (mut pacer, handle, _) = pacer();
-    let host = HostTsc { tsc_ref: 1000, ns_ref: Nanos(1), mult: 1 << 32, error: 3 };
+    let host = TscMap { tsc_ref: 1000, ns_ref: 1, mult: 1 << 32, err_ns: 3, rate_err_ns_per_s: 0 };
     let mut page = TimingPage::default();
     handle.shared().fill_tsc(&mut page, Some(&host));
     assert_eq!(page.clock_source, 0);

@@ -1,9 +1,7 @@
-//! The timing page (BAR2): a seqlock that the host writes and guests map read-only, and the arithmetic of
-//! its TSC map.
+//! The timing page (BAR2): a seqlock that the host writes and guests map read-only.
 
 use crate::device::pci::PciError;
 use crate::memory::{Mapping, MemoryError, sealed_memfd};
-use beamline_abi::Nanos;
 use beamline_abi::pacer::{BAR2_SIZE, TimingPage, VERSION};
 use rustix::fs::SealFlags;
 use std::mem::offset_of;
@@ -74,63 +72,5 @@ impl TimingWriter {
         }
         self.lock = self.lock.wrapping_add(2);
         self.mapping.store_u32(lock, self.lock.to_le());
-    }
-}
-
-/// The host's TSC against `CLOCK_MONOTONIC`: `ns = ns_ref + ((tsc - tsc_ref) * mult >> 32)`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct HostTsc {
-    /// A TSC value.
-    pub tsc_ref: u64,
-    /// The time at that value.
-    pub ns_ref: Nanos,
-    /// Nanoseconds per tick, with 32 fractional bits.
-    pub mult: u64,
-    /// Bound on the error of this map, in ns.
-    pub error: u32,
-}
-
-/// How a guest's TSC follows the host's, as KVM defines it:
-/// `guest = (host * scale >> 48) + offset`, modulo 2^64.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GuestTsc {
-    /// Ticks, wrapping.
-    pub offset: u64,
-    /// Guest ticks per host tick, with 48 fractional bits. 0 means 1.
-    pub scale: u64,
-}
-
-/// The map of the timing page, for the guest's TSC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PageTsc {
-    /// A guest TSC value.
-    pub tsc_ref: u64,
-    /// The host's time at that value.
-    pub ns_ref: Nanos,
-    /// Nanoseconds per guest tick, with 32 fractional bits.
-    pub tsc_mult: u64,
-    /// Bound on the error, in ns.
-    pub error: u32,
-}
-
-const ONE: u64 = 1 << 48;
-
-impl HostTsc {
-    /// The same map for a guest's TSC; `None` where the scale is so small or the host's map so empty that
-    /// no 32.32 number holds the result.
-    pub fn for_guest(&self, guest: GuestTsc) -> Option<PageTsc> {
-        let scale = if guest.scale == 0 { ONE } else { guest.scale };
-        let scaled = (u128::from(self.tsc_ref) * u128::from(scale)) >> 48;
-        let mult = (u128::from(self.mult) << 48) / u128::from(scale);
-        let tsc_mult = u64::try_from(mult).ok().filter(|mult| *mult != 0)?;
-        // `scaled` was rounded down by up to one guest tick.
-        let rounding = u32::try_from((tsc_mult >> 32) + 1).unwrap_or(u32::MAX);
-        let error = if scale == ONE { self.error } else { self.error.saturating_add(rounding) };
-        Some(PageTsc {
-            tsc_ref: (scaled as u64).wrapping_add(guest.offset),
-            ns_ref: self.ns_ref,
-            tsc_mult,
-            error,
-        })
     }
 }
