@@ -1,10 +1,11 @@
 //! `beamline host`: schedules one GPU and serves its slices.
 
+use crate::doctor;
 use crate::events::{HostEvent, ReadySlice, SliceStats};
 use crate::failure::{refused, refused_by};
 use crate::output;
 use crate::signals::Stop;
-use beamline_mdev::config::HostConfig;
+use beamline_mdev::config::{BackendKind, HostConfig};
 use beamline_mdev::host::{Host, HostError, RendererProgram};
 use beamline_sched::GpuCaps;
 use std::path::Path;
@@ -17,11 +18,15 @@ const STATS: Duration = Duration::from_millis(500);
 pub(crate) fn host(path: &Path) -> anyhow::Result<()> {
     let stop = Stop::install()?;
     let config = HostConfig::load(path).map_err(refused_by)?;
+    let adapter = match config.backend {
+        BackendKind::Wgpu => Some(doctor::require_vulkan(config.adapter.as_deref())?),
+        BackendKind::Model => None,
+    };
     // This very file, also where it was replaced since.
     let renderer = RendererProgram { exe: "/proc/self/exe".into(), args: vec!["renderer".into()] };
     let host = Host::start(config, renderer)
         .map_err(|error| classed(error).context(path.display().to_string()))?;
-    let mut read = output::json_line(&ready(&host))?;
+    let mut read = output::json_line(&ready(&host, adapter))?;
     while read && !stop.wait(STATS) {
         read = output::json_line(&stats(&host))?;
     }
@@ -33,7 +38,7 @@ pub(crate) fn host(path: &Path) -> anyhow::Result<()> {
     anyhow::bail!("{}: while draining: {}", path.display(), drained.problems.join("; "))
 }
 
-fn ready(host: &Host) -> HostEvent {
+fn ready(host: &Host, adapter: Option<String>) -> HostEvent {
     let ready = host.ready();
     let slice = |s: &beamline_mdev::host::ReadySlice| ReadySlice {
         name: s.name.clone(),
@@ -43,7 +48,7 @@ fn ready(host: &Host) -> HostEvent {
     };
     HostEvent::Ready {
         label: ready.label.to_string(),
-        gpu: ready.gpu.clone(),
+        gpu: adapter.unwrap_or_else(|| ready.gpu.clone()),
         slices: ready.slices.iter().map(slice).collect(),
     }
 }
