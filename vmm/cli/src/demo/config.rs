@@ -410,7 +410,7 @@ mod tests {
     #[test]
     fn a_late_latch_belongs_to_vr_alone() {
         assert!(problem("scene = \"vr\"", "scene = \"game\"").contains("jobs: there are 2"));
-        assert!(problem("late_latch_window_ms = 1.6", "").contains("is missing"));
+        assert!(problem("late_latch_window_ms = 2.2", "").contains("is missing"));
         assert!(problem("budget_ms = 1.5", "late_latch_window_ms = 1.0").contains("no late latch"));
     }
 
