@@ -6,6 +6,7 @@
 
 mod bare;
 mod guest;
+mod handover;
 mod stack;
 mod trip;
 mod tsc;
@@ -83,6 +84,8 @@ fn cpus() -> anyhow::Result<Vec<usize>> {
 struct Measured {
     bare: Durations,
     stack: Durations,
+    /// From the worker's signal to the dispatcher.
+    handover: Vec<u64>,
     exits: u64,
 }
 
@@ -101,13 +104,20 @@ fn measure() -> anyhow::Result<Measured> {
     bare.ready().context("the bare guest")?;
     stack.ready().context("Beamline's guest")?;
     let (mut of_bare, mut of_stack) = (Durations::default(), Durations::default());
+    let mut step = handover::Handover::start(host_cpu)?;
+    let mut handover = Vec::with_capacity(BLOCKS * TRIPS);
     for _ in 0..BLOCKS {
         block(&mut bare, &mut of_bare, map.mult, pause).context("the bare guest")?;
         block(&mut stack, &mut of_stack, map.mult, pause).context("Beamline's guest")?;
+        for _ in 0..TRIPS {
+            let ticks = step.once()?;
+            handover.push(((u128::from(ticks) * u128::from(map.mult)) >> 32) as u64);
+            tsc::spin(pause);
+        }
     }
     let exits = stack.stop();
     bare.stop()?;
-    Ok(Measured { bare: of_bare, stack: of_stack, exits })
+    Ok(Measured { bare: of_bare, stack: of_stack, handover, exits })
 }
 
 fn block(side: &mut impl Side, into: &mut Durations, mult: u64, pause: u64) -> anyhow::Result<()> {
@@ -122,7 +132,7 @@ fn block(side: &mut impl Side, into: &mut Durations, mult: u64, pause: u64) -> a
 }
 
 fn report(kvm: &str, measured: Measured) -> anyhow::Result<()> {
-    let Measured { mut bare, mut stack, exits } = measured;
+    let Measured { mut bare, mut stack, mut handover, exits } = measured;
     let mut parts = vec![("round trip", &mut bare.round, &mut stack.round)];
     let strange = bare.strange + stack.strange;
     if strange == 0 {
@@ -134,12 +144,26 @@ fn report(kvm: &str, measured: Measured) -> anyhow::Result<()> {
         );
     }
     let (mut rows, mut gates) = (Vec::new(), Vec::new());
+    // Of the last part, which is the doorbell.
+    let mut doorbell = None;
     for (what, bare, stack) in parts {
         let (bare, stack) = (Summary::of(bare), Summary::of(stack));
+        doorbell = Some((bare.median_ns, stack.median_ns));
         let ratio = stack.ratio(&bare);
         rows.push(Row { name: format!("{what}, KVM alone"), summary: bare, ratio: None });
         rows.push(Row { name: format!("{what}, Beamline"), summary: stack, ratio });
         gates.push(Gate::at_most(format!("{what}, medians"), LIMIT, ratio.unwrap_or(f64::NAN)));
+    }
+    rows.push(Row {
+        name: "hand-over: worker to dispatcher".into(),
+        summary: Summary::of(&mut handover),
+        ratio: None,
+    });
+    // Against KVM's doorbell, which wakes one thread where this wakes two.
+    if let (0, Some((bare, bell))) = (strange, doorbell) {
+        let whole = (bell + Summary::of(&mut handover).median_ns) as f64;
+        let what = format!("doorbell to dispatcher, {:.2} µs as a sum of medians", whole / 1e3);
+        gates.push(Gate::at_most(what, LIMIT, whole / bare.max(1) as f64));
     }
     print!("{}", table(&format!("Interrupts and doorbells on {kvm}"), &rows));
     println!("exits to Beamline's VMM meanwhile: {exits}");
