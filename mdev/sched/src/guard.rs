@@ -73,6 +73,8 @@ pub(crate) struct Span {
     pub(crate) end: u64,
     /// When it is due.
     pub(crate) deadline: u64,
+    /// The longest that another tenant's job may hold it up beyond that.
+    pub(crate) blocking: u64,
 }
 
 /// What other work has to keep clear of, as of one time.
@@ -227,7 +229,8 @@ impl Guards {
 
     /// Until when a reserved job of `tenant`, released at `release` and due at `deadline`, had better wait: it
     /// would run from now to `end` over a release that is kept free and whose work is due before it, and
-    /// waiting is within the blocking that the demand test found harmless to it.
+    /// waiting, with the longest job of any other tenant on top, is within the blocking that the demand test
+    /// found harmless to it.
     pub(crate) fn give_way(
         &mut self,
         tenant: usize,
@@ -248,7 +251,8 @@ impl Guards {
         }
         let (release, until) = nearest?;
         let sooner = release.saturating_add(span) < job.deadline;
-        let harmless = until <= job.release.saturating_add(tolerance);
+        let worst = until.saturating_add(job.blocking);
+        let harmless = worst <= job.release.saturating_add(tolerance);
         (job.end > release && sooner && harmless).then_some(until)
     }
 

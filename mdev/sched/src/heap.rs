@@ -28,6 +28,11 @@ impl<K: Ord + Copy> IndexedHeap<K> {
         self.order.first().map(|&(k, i)| (i as usize, k))
     }
 
+    /// How many are in it.
+    pub(crate) fn len(&self) -> usize {
+        self.order.len()
+    }
+
     /// Whether nothing is in it.
     pub(crate) fn is_empty(&self) -> bool {
         self.order.is_empty()

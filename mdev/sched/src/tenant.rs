@@ -94,12 +94,14 @@ impl Tenant {
     }
 
     /// When the job is due for its order among the others; work without a deadline is due with the frame
-    /// it delays.
-    pub(crate) fn deadline(&self, job: &JobSpec, busy: u64) -> u64 {
+    /// it delays. A tenant in debt that has let a deadline pass has itself to blame: its job counts as
+    /// released at `now`, so that the accounts of its late frames never come all at once.
+    pub(crate) fn deadline(&self, job: &JobSpec, busy: u64, now: u64) -> u64 {
         let latest = self.period_end.saturating_add(self.contract.deadline.0);
         let delay = if self.is_late(job) { self.late_delay } else { self.frame_delay };
         let by = if delay.busy == busy { delay.by } else { 0 };
-        job.deadline.0.min(latest).saturating_add(by)
+        let due = job.deadline.0.min(latest).saturating_add(by);
+        if due <= now && self.frames.debt() > 0 { now.saturating_add(self.span(job)) } else { due }
     }
 
     /// Puts deadlines off where a job comes later than the contract says: it then counts as released now.
@@ -146,6 +148,16 @@ impl Tenant {
         let delay = if self.is_late(job) { &mut self.late_delay } else { &mut self.frame_delay };
         let before = if delay.busy == busy { delay.by } else { 0 };
         *delay = Delay { busy, by: by.max(before) };
+    }
+
+    /// From a job's latest release that the contract allows to its deadline.
+    fn span(&self, job: &JobSpec) -> u64 {
+        let c = &self.contract;
+        if self.is_late(job) {
+            c.late_latch.map_or(0, |l| l.window.0)
+        } else {
+            c.main_deadline().saturating_sub(c.jitter).0
+        }
     }
 
     pub(crate) fn expected(&self, job: &JobSpec) -> Nanos {
