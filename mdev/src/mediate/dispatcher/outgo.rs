@@ -51,17 +51,16 @@ impl Dispatcher {
         }
     }
 
-    /// Jobs in flight together slow each other down: each one's limit grows by the others' bounds. Answers
-    /// the new one's.
+    /// Jobs in flight together slow each other down, so each one's limit grows by one bound for every job
+    /// beside it. Answers the new one's.
     fn extend_kills(&mut self, now: Nanos, bound: Nanos) -> Nanos {
-        let mut kill_at = now.saturating_add(bound);
         for other in &self.running {
             if let Some(running) = self.jobs.get_mut(other.0).and_then(|e| e.running.as_mut()) {
                 running.kill_at = running.kill_at.saturating_add(bound);
-                kill_at = kill_at.saturating_add(running.kill_at.saturating_sub(now));
             }
         }
-        kill_at
+        let together = self.running.len() as u64 + 1;
+        now.saturating_add(Nanos(bound.0.saturating_mul(together)))
     }
 
     /// Stage 6 for one job: it leaves the slab, its frame is told, its fence goes to the poster.
