@@ -153,7 +153,7 @@ impl Admission {
             .map(|(_, c, _)| c.max_job.0)
             .max()
             .unwrap_or(0);
-        let proof = match demand::test(&tasks, foreign, &self.caps) {
+        let proof = match demand::test(&tasks, foreign, 0, &self.caps) {
             Ok(_) => Proof::OffsetFree,
             Err(aligned) => match phase::test(&all, foreign, &self.caps) {
                 Ok(()) => Proof::Phased,
@@ -186,13 +186,12 @@ impl Admission {
             .max()
             .unwrap_or(0);
         // The same tolerances that the policy goes by: without foreign blocking.
-        let tolerance = demand::test(tasks, 0, &self.caps).map(|p| p.tolerance);
-        let tolerance = tolerance.as_deref().unwrap_or(&[]);
+        let tolerance = demand::tolerances(tasks, &self.caps);
         let taken: u64 = tasks
             .iter()
             .enumerate()
             .map(|(i, t)| {
-                let edge = longest.saturating_sub(tolerance.get(i).copied().unwrap_or(0));
+                let edge = longest.saturating_sub(tolerance[i]);
                 let awaited = match (edge, t.late_latch) {
                     (0, _) => 0,
                     (_, true) => t.deadline.saturating_sub(t.cost),

@@ -42,9 +42,6 @@ use beamline_abi::Nanos;
 /// Reserved tenants up to which the harmless blocking is worked out; beyond, none is assumed harmless.
 const TOLERANCE_TENANTS: usize = 64;
 
-/// Changes of tenant that giving way may add within any task's time.
-const CUTS: u64 = 8;
-
 /// Order among the slack: rank, then period end or virtual time.
 type SlackKey = (u8, u64);
 
@@ -77,8 +74,6 @@ pub struct Beamline {
     virtual_now: [u64; 2],
     /// The longest job of any contract, and a switch, ns.
     longest_job: u64,
-    /// Every reserved task has room for what giving way costs.
-    may_give_way: bool,
     /// The latest time any call has named.
     clock: u64,
 }
@@ -108,7 +103,6 @@ impl Beamline {
             last_tenant: None,
             virtual_now: [0; 2],
             longest_job: 0,
-            may_give_way: false,
             clock: 0,
         }
     }
@@ -135,19 +129,13 @@ impl Beamline {
         } else {
             Vec::new()
         };
-        let tolerance = demand::test(&tasks, 0, &self.caps).map(|p| p.tolerance);
-        let known = tolerance.as_deref().unwrap_or(&[]);
-        // A frame that gives way is cut in two and changes the tenant once more than admission has charged.
-        // Only where every task has room for that beside the longest job of any contract: a set that is
-        // nearly full was seen to miss by a few microseconds otherwise.
-        let cuts = self.caps.switch_cost.0.saturating_mul(CUTS).saturating_add(self.longest_job);
-        self.may_give_way = known.iter().min().is_some_and(|&least| least >= cuts);
+        let known = demand::tolerances(&tasks, &self.caps);
         for t in 0..self.tenants.len() {
             for kind in [Kind::Frame, Kind::LateLatch] {
                 self.guards.set_tolerance(t, kind, 0);
             }
         }
-        for (task, &tolerance) in tasks.iter().zip(known) {
+        for (task, tolerance) in tasks.iter().zip(known) {
             let kind = if task.late_latch { Kind::LateLatch } else { Kind::Frame };
             self.guards.set_tolerance(usize::from(task.tenant.0), kind, tolerance);
         }
@@ -329,7 +317,7 @@ impl Beamline {
     /// Until when the first reserved job waits for a release that is kept free.
     fn gives_way(&mut self, t: usize, deadline: u64, now: u64) -> Option<u64> {
         // Waiting takes from all that waits; this is worked out for one.
-        if !self.may_give_way || self.reserved.len() > 1 || self.reserved_in_flight > 0 {
+        if self.reserved.len() > 1 || self.reserved_in_flight > 0 {
             return None;
         }
         let (tenant, job) = (self.tenant(t)?, self.jobs.head(t)?);
@@ -342,25 +330,17 @@ impl Beamline {
         self.guards.give_way(t, kind, span, now).filter(|&until| until > now)
     }
 
+    /// `until`, or the next release of a job that is queued, if that is sooner.
+    fn or_released(&self, until: u64) -> u64 {
+        self.waiting.peek().map_or(until, |(_, at)| at.min(until))
+    }
+
     /// Queues again what was set aside.
     fn bring_back(&mut self) {
         self.aside_horizon = None;
         while let Some((t, _)) = self.aside.peek() {
             self.aside.remove(t);
             self.replace(t);
-        }
-    }
-
-    /// See [`Tenant::note_own_delay`].
-    fn note_own_delay(&mut self, t: usize, now: u64) {
-        let busy = self.busy;
-        let Some(&head) = self.jobs.head(t) else {
-            return;
-        };
-        if let Some(tenant) = self.tenant_mut(t)
-            && tenant.contract.class == Class::Reserved
-        {
-            tenant.note_own_delay(&head, now, busy);
         }
     }
 
@@ -464,11 +444,10 @@ impl Policy for Beamline {
         self.jobs.push(job)?;
         self.clock = self.clock.max(job.arrival.0);
         self.pauses.remove(t);
-        let busy = self.busy;
         if let Some(tenant) = self.tenant_mut(t)
             && tenant.contract.class == Class::Reserved
         {
-            tenant.note_arrival(&job, first, busy);
+            tenant.note_arrival(&job, first);
             let kind = if tenant.is_late(&job) { Kind::LateLatch } else { Kind::Frame };
             self.guards.arrived(t, kind, job.slot, job.release.0, job.arrival.0);
         }
@@ -496,6 +475,7 @@ impl Policy for Beamline {
         if done.orphan {
             return;
         }
+        let head = self.jobs.head(t).copied();
         let Some(tenant) = self.tenant_mut(t) else {
             return;
         };
@@ -504,12 +484,9 @@ impl Policy for Beamline {
         tenant.charge(&job, charged);
         tenant.predictor.measured(job.job.0, late, cost);
         if !done.note.reserved {
-            self.note_own_delay(t, now.0);
-        }
-        let Some(tenant) = self.tenant_mut(t) else {
-            return;
-        };
-        if !done.note.reserved {
+            if tenant.contract.class == Class::Reserved {
+                tenant.note_own_delay(head.as_ref(), now.0);
+            }
             let weighted = charged / u64::from(tenant.contract.weight.max(1));
             tenant.virtual_time = tenant.virtual_time.saturating_add(weighted);
         }
@@ -538,11 +515,11 @@ impl Policy for Beamline {
         if let Some((t, deadline)) = self.reserved.peek() {
             match pause {
                 Some((earlier, until)) if earlier < deadline => {
-                    return idle(Some(until), Defer::Guarded);
+                    return idle(Some(self.or_released(until)), Defer::Guarded);
                 }
                 _ => {
                     if let Some(until) = self.gives_way(t, deadline, now) {
-                        return idle(Some(until), Defer::Guarded);
+                        return idle(Some(self.or_released(until)), Defer::Guarded);
                     }
                     if let Some(grant) = self.grant(t, true) {
                         return grant;
@@ -552,7 +529,7 @@ impl Policy for Beamline {
         }
         match pause {
             Some((_, until)) => {
-                let next = self.waiting.peek().map_or(until, |(_, at)| at.min(until));
+                let next = self.or_released(until);
                 let nothing = self.slack.is_empty() && self.aside.is_empty();
                 let why = if nothing { Defer::NotReleased } else { Defer::Guarded };
                 idle(Some(next), why)

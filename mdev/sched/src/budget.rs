@@ -15,6 +15,14 @@ struct Account {
     slot: u64,
     left: u64,
     open: bool,
+    /// When its work is due in its order among others', since the busy period named.
+    due: Option<Due>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Due {
+    busy: u64,
+    time: u64,
 }
 
 /// The budget of one tenant's frames. All amounts in ns.
@@ -25,6 +33,8 @@ pub struct Server {
     newest: u64,
     debt: u64,
     most_debt: u64,
+    /// The account that was given its place last, and when it is due.
+    last: Option<(u64, Due)>,
 }
 
 impl Server {
@@ -34,9 +44,10 @@ impl Server {
         Self {
             capacity,
             most_debt: if capacity > max_job { capacity } else { max_job },
-            accounts: [Account { slot: 0, left: 0, open: false }; ACCOUNTS],
+            accounts: [Account { slot: 0, left: 0, open: false, due: None }; ACCOUNTS],
             newest: 0,
             debt: 0,
+            last: None,
         }
     }
 
@@ -49,7 +60,7 @@ impl Server {
         }
         let repaid = self.debt.min(self.capacity);
         self.debt -= repaid;
-        *account = Account { slot, left: self.capacity - repaid, open: true };
+        *account = Account { slot, left: self.capacity - repaid, open: true, due: None };
         self.newest = self.newest.max(slot);
     }
 
@@ -86,6 +97,47 @@ impl Server {
         let paid = account.left.min(cost);
         account.left -= paid;
         cost - paid
+    }
+
+    /// When the work that the account of `slot` pays for is due, for its order among others' work. It keeps
+    /// its place for the busy period `busy`; and within one, accounts are due a `period` apart, so that
+    /// however late they come, they never ask for more than admission has charged.
+    ///
+    /// `nominal`: what the contract says. `put_off`: not before this, because the tenant itself is late.
+    pub fn due(
+        &mut self,
+        slot: u64,
+        nominal: u64,
+        put_off: Option<u64>,
+        now: u64,
+        busy: u64,
+        period: u64,
+    ) -> u64 {
+        let wanted = nominal.max(put_off.unwrap_or(0));
+        let account = &mut self.accounts[slot as usize % ACCOUNTS];
+        if !account.open || account.slot != slot {
+            return wanted;
+        }
+        let placed = account.due.filter(|d| d.busy == busy);
+        if let Some(d) = placed.filter(|d| put_off.is_none() || d.time > now) {
+            return d.time;
+        }
+        let apart = match self.last {
+            Some((last, d)) if d.busy == busy && last != slot => d.time.saturating_add(period),
+            _ => 0,
+        };
+        let due = Due { busy, time: wanted.max(apart) };
+        account.due = Some(due);
+        self.last = Some((slot, due));
+        due.time
+    }
+
+    /// The account of `slot` loses its place among others' work: it counts as released anew.
+    pub fn displace(&mut self, slot: u64) {
+        let account = &mut self.accounts[slot as usize % ACCOUNTS];
+        if account.slot == slot {
+            account.due = None;
+        }
     }
 
     /// Adds to the debt.

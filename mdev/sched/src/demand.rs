@@ -102,7 +102,7 @@ pub struct Shortage {
 /// What the test found of a set that passes.
 #[derive(Clone, Debug)]
 pub(crate) struct Passed {
-    /// Per task: blocking at its release that still harms nobody, ns.
+    /// Per task: blocking at its release that still harms nobody, ns, as far as the test has looked.
     pub(crate) tolerance: Vec<u64>,
 }
 
@@ -164,8 +164,14 @@ fn limit(tasks: &[Task], blocking: u64) -> Option<u64> {
     Some(linear)
 }
 
-/// Tests the set. `foreign`: longest job of elastic and background tenants.
-pub(crate) fn test(tasks: &[Task], foreign: u64, caps: &GpuCaps) -> Result<Passed, Shortage> {
+/// Tests the set. `foreign`: longest job of elastic and background tenants; `room`: up to which blocking the
+/// tolerances are of interest, ns. The longer, the longer the intervals that are looked at.
+pub(crate) fn test(
+    tasks: &[Task],
+    foreign: u64,
+    room: u64,
+    caps: &GpuCaps,
+) -> Result<Passed, Shortage> {
     if tasks.is_empty() {
         return Ok(Passed { tolerance: vec![] });
     }
@@ -178,13 +184,15 @@ pub(crate) fn test(tasks: &[Task], foreign: u64, caps: &GpuCaps) -> Result<Passe
     };
     let widest = tasks.iter().map(|t| t.period).max().unwrap_or(1);
     let first = tasks.iter().map(Task::reduced).max().unwrap_or(0);
-    let end = limit(tasks, block(longest.max(foreign))).ok_or_else(|| overload(widest))?.max(first);
+    // Beyond the limit that holds for a blocking, no more than that is known to be free.
+    let known = block(longest.max(foreign)).max(room);
+    let end = limit(tasks, known).ok_or_else(|| overload(widest))?.max(first);
     let points: u128 =
         tasks.iter().map(|t| u128::from(end.saturating_sub(t.reduced()) / t.period) + 1).sum();
     if points * tasks.len() as u128 > u128::from(MAX_STEPS) {
         return Err(overload(end));
     }
-    let mut tolerance = vec![u64::MAX; tasks.len()];
+    let mut tolerance = vec![known; tasks.len()];
     for task in tasks {
         let mut t = task.reduced();
         while t <= end {
@@ -207,6 +215,16 @@ pub(crate) fn test(tasks: &[Task], foreign: u64, caps: &GpuCaps) -> Result<Passe
         }
     }
     Ok(Passed { tolerance })
+}
+
+/// Per task: the blocking at its release that harms nobody, beside no other blocking, ns; zero where that takes
+/// too long to find out.
+pub(crate) fn tolerances(tasks: &[Task], caps: &GpuCaps) -> Vec<u64> {
+    // No task tolerates more than it has until it is due.
+    let widest = tasks.iter().map(Task::reduced).max().unwrap_or(0);
+    test(tasks, 0, widest, caps)
+        .or_else(|_| test(tasks, 0, 0, caps))
+        .map_or_else(|_| vec![0; tasks.len()], |p| p.tolerance)
 }
 
 /// The longest job that may run when an interval of `t` begins although its deadline is beyond it.

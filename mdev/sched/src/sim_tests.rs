@@ -101,11 +101,13 @@ impl<'a> Sim<'a> {
             caps,
             last_tenant: None,
         };
+        // Releases are known from a tenant's first vblank on: floods begin when all are.
+        let known = sim.guests.iter().map(|g| g.phase).max().unwrap_or(0);
         for t in 0..n {
             sim.policy.admit(TenantId(t as u16), &sim.guests[t].contract);
             sim.at(sim.guests[t].phase, Event::Vblank(t, 0));
             for _ in 0..sim.guests[t].flood {
-                sim.at(sim.guests[t].phase, Event::Flood(t));
+                sim.at(known, Event::Flood(t));
             }
         }
         sim

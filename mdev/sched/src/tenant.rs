@@ -17,14 +17,6 @@ pub(crate) enum Place {
     Aside,
 }
 
-/// By how much a tenant's deadlines are put off.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Delay {
-    /// The busy period of reserved work in which it counts.
-    busy: u64,
-    by: u64,
-}
-
 #[derive(Debug)]
 pub(crate) struct Tenant {
     pub(crate) contract: Contract,
@@ -40,8 +32,10 @@ pub(crate) struct Tenant {
     pub(crate) pauses: u64,
     /// When the next job of the current frame has to come, and the frame it belongs to.
     pub(crate) resume_by: Option<(u64, u64)>,
-    frame_delay: Delay,
-    late_delay: Delay,
+    /// It is behind its contract by its own doing: work came late, or went beyond its budget.
+    behind: bool,
+    /// The slot of the newest job.
+    newest: u64,
     /// Weighted GPU time received as slack.
     pub(crate) virtual_time: u64,
 }
@@ -62,8 +56,8 @@ impl Tenant {
             period_end: 0,
             pauses: 0,
             resume_by: None,
-            frame_delay: Delay::default(),
-            late_delay: Delay::default(),
+            behind: false,
+            newest: 0,
             virtual_time: 0,
         }
     }
@@ -94,60 +88,54 @@ impl Tenant {
     }
 
     /// When the job is due for its order among the others; work without a deadline is due with the frame
-    /// it delays. A tenant in debt that has let a deadline pass has itself to blame: its job counts as
-    /// released at `now`, so that the accounts of its late frames never come all at once.
-    pub(crate) fn deadline(&self, job: &JobSpec, busy: u64, now: u64) -> u64 {
+    /// it delays. Work of a tenant that is behind by its own doing counts as released when it gets to the
+    /// head of its queue, and a period after the tenant's work before it.
+    pub(crate) fn deadline(&mut self, job: &JobSpec, busy: u64, now: u64) -> u64 {
         let latest = self.period_end.saturating_add(self.contract.deadline.0);
-        let delay = if self.is_late(job) { self.late_delay } else { self.frame_delay };
-        let by = if delay.busy == busy { delay.by } else { 0 };
-        let due = job.deadline.0.min(latest).saturating_add(by);
-        if due <= now && self.frames.debt() > 0 { now.saturating_add(self.span(job)) } else { due }
+        let nominal = job.deadline.0.min(latest);
+        let span = self.span(job);
+        let put_off = self.behind && now > self.in_time(job);
+        let put_off = put_off.then(|| now.saturating_add(span));
+        let period = self.contract.period.floor().0;
+        self.server(job).due(job.slot, nominal, put_off, now, busy, period)
     }
 
-    /// Puts deadlines off where a job comes later than the contract says: it then counts as released now.
-    pub(crate) fn note_arrival(&mut self, job: &JobSpec, first: bool, busy: u64) {
-        let late = self.is_late(job);
+    /// Notes whether a job comes as its contract says. `first`: nothing else of the tenant is queued.
+    pub(crate) fn note_arrival(&mut self, job: &JobSpec, first: bool) {
         let start = job.arrival.max(job.release).0;
-        let c = &self.contract;
-        let (in_time, span) = if late {
-            let window = c.late_latch.map_or(0, |l| l.window.0);
-            (job.release.0, window)
-        } else {
-            let span = c.main_deadline().saturating_sub(c.jitter).0;
-            let release = job.release.saturating_add(c.jitter).0;
-            match self.resume_by {
-                Some((slot, by)) if slot == job.slot && job.job.0 > 0 => (by.max(release), span),
-                // It follows another one that still waits or runs.
-                _ if !first => (u64::MAX, span),
-                _ => (release, span),
-            }
+        let by = match self.resume_by {
+            Some((slot, by)) if slot == job.slot && job.job.0 > 0 => by,
+            _ => 0,
         };
-        if start > in_time {
-            self.put_off(job, start, span, busy);
+        let follows = !first && job.slot == self.newest && !self.is_late(job);
+        if start > by.max(self.in_time(job)) && !follows {
+            self.behind = true;
+            self.server(job).displace(job.slot);
+        } else if first {
+            self.behind = false;
+        }
+        self.newest = job.slot;
+    }
+
+    /// Work beyond the tenant's budget is done: what waited behind it counts as released only now.
+    pub(crate) fn note_own_delay(&mut self, head: Option<&JobSpec>, now: u64) {
+        self.behind = true;
+        if let Some(head) = head
+            && now > self.in_time(head)
+        {
+            self.server(head).displace(head.slot);
         }
     }
 
-    /// The jobs behind one that was beyond its budget count as released only now: they had to wait for
-    /// their own tenant.
-    pub(crate) fn note_own_delay(&mut self, head: &JobSpec, now: u64, busy: u64) {
-        let c = &self.contract;
-        let (release, span) = if self.is_late(head) {
-            (head.release.0, c.late_latch.map_or(0, |l| l.window.0))
-        } else {
-            let release = head.release.saturating_add(c.jitter).0;
-            (release, c.main_deadline().saturating_sub(c.jitter).0)
-        };
-        if now > release {
-            self.put_off(head, now, span, busy);
-        }
+    /// The account that pays for a job.
+    fn server(&mut self, job: &JobSpec) -> &mut Server {
+        if self.is_late(job) { &mut self.late } else { &mut self.frames }
     }
 
-    /// Puts the tenant's deadlines off as if `job` had been released at `start`, `span` before it is due.
-    fn put_off(&mut self, job: &JobSpec, start: u64, span: u64, busy: u64) {
-        let by = start.saturating_add(span).saturating_sub(job.deadline.0);
-        let delay = if self.is_late(job) { &mut self.late_delay } else { &mut self.frame_delay };
-        let before = if delay.busy == busy { delay.by } else { 0 };
-        *delay = Delay { busy, by: by.max(before) };
+    /// Until when a frame's first job, or its late latch, may come.
+    fn in_time(&self, job: &JobSpec) -> u64 {
+        let jitter = if self.is_late(job) { 0 } else { self.contract.jitter.0 };
+        job.release.0.saturating_add(jitter)
     }
 
     /// From a job's latest release that the contract allows to its deadline.
@@ -165,6 +153,7 @@ impl Tenant {
     }
 
     pub(crate) fn charge(&mut self, job: &JobSpec, cost: u64) {
+        let debt = self.frames.debt();
         match self.contract.class {
             // Its own budget; what goes beyond is repaid by the tenant's frames.
             Class::Reserved if self.is_late(job) => {
@@ -175,5 +164,6 @@ impl Tenant {
             Class::Background => self.minimum.charge(cost),
             Class::Elastic => {}
         }
+        self.behind |= self.frames.debt() > debt;
     }
 }
