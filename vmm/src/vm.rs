@@ -11,7 +11,7 @@
 use crate::Gpa;
 use crate::boot::pvh::{self, BootError};
 use crate::clock;
-use crate::config::{Config, Device};
+use crate::config::{Config, Device, Vcpus};
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
 use crate::interrupt::Gsi;
 use crate::kick::{self, Thread};
@@ -23,9 +23,9 @@ use crate::pci::Bus;
 use crate::pci::bus::BusError;
 use crate::platform::{Platform, PlatformError};
 use crate::probe::{self, KvmKind};
+use crate::turn;
 use crate::vcpu::{self, ExitCounters, Exits, GuestError, Machine, VcpuError};
 use kvm_ioctls::VcpuFd;
-use rustix::thread::CpuSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -109,7 +109,7 @@ impl std::fmt::Display for ExitReason {
 /// A guest that is built and has not run.
 pub struct Vm {
     name: String,
-    cpus: Vec<usize>,
+    vcpus: Vcpus,
     vcpu: VcpuFd,
     machine: Machine,
     cutters: Vec<Cutter>,
@@ -143,14 +143,17 @@ impl Vm {
         kick::install().map_err(|source| VmError::Refused { what: "the vCPU's signal", source })?;
         let shared = Arc::new(Shared::default());
         let exits = Arc::clone(&self.machine.exits);
-        let Self { name, cpus, mut vcpu, mut machine, cutters, ram } = self;
+        let Self { name, vcpus, mut vcpu, mut machine, cutters, ram } = self;
         let thread_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu0/{name}"))
             .spawn(move || {
                 let end = EndGuard(&thread_shared);
-                let reason = match enter(&cpus, &thread_shared) {
-                    Ok(()) => vcpu::run(&mut vcpu, &mut machine, &thread_shared.stop),
+                let reason = match turn::place(&vcpus) {
+                    Ok(()) => {
+                        thread_shared.set(State::Running(Thread::current()));
+                        vcpu::run(&mut vcpu, &mut machine, &thread_shared.stop)
+                    }
                     Err(e) => ExitReason::Error(e),
                 };
                 drop((vcpu, machine, ram));
@@ -161,28 +164,10 @@ impl Vm {
     }
 }
 
-/// Names and pins nothing of the process, only the calling thread, and makes it known to `stop`.
-fn enter(cpus: &[usize], shared: &Shared) -> Result<(), GuestError> {
-    if !cpus.is_empty() {
-        let mut set = CpuSet::new();
-        for cpu in cpus {
-            set.set(*cpu);
-        }
-        rustix::thread::sched_setaffinity(None, &set).map_err(|e| {
-            GuestError::Thread(format!(
-                "it cannot be pinned to host CPUs {cpus:?} ({e}): name CPUs in `vcpus.cpus` that are \
-                 online and that this process may use"
-            ))
-        })?;
-    }
-    shared.set(State::Running(Thread::current()));
-    Ok(())
-}
-
 /// A guest under construction.
 struct Builder {
     name: String,
-    cpus: Vec<usize>,
+    vcpus: Vcpus,
     ram: GuestRam,
     vcpu: VcpuFd,
     machine: Machine,
@@ -211,7 +196,7 @@ impl Builder {
         let exits = Arc::new(ExitCounters::default());
         Ok(Self {
             name: config.guest.name,
-            cpus: config.vcpus.cpus,
+            vcpus: config.vcpus,
             ram,
             vcpu,
             machine: Machine { bus: Bus::default(), serial, platform, exits },
@@ -235,8 +220,8 @@ impl Builder {
 
     fn finish(mut self) -> Result<Vm, VmError> {
         self.machine.bus.place_bars()?;
-        let Self { name, cpus, ram, vcpu, machine, cutters, .. } = self;
-        Ok(Vm { name, cpus, vcpu, machine, cutters, ram })
+        let Self { name, vcpus, ram, vcpu, machine, cutters, .. } = self;
+        Ok(Vm { name, vcpus, vcpu, machine, cutters, ram })
     }
 }
 

@@ -65,6 +65,8 @@ fn each_wrong_value_names_file_key_and_remedy() {
         ("count = 1", "count = 4", "vcpus.count", "use 1"),
         ("[0]", "[]", "vcpus.cpus", "at least one"),
         ("[0]", "[1024]", "vcpus.cpus", "0 to 1023"),
+        ("count = 1", "nice = -21", "vcpus.nice", "-20"),
+        ("count = 1", "slice_us = 99", "vcpus.slice_us", "100 to"),
         ("run/vr-pacer.sock", "", "device[0].socket", "path"),
         ("= 20", "= 9999999", "device[1].timeout_ms", "600000"),
     ] {

@@ -56,15 +56,26 @@ pub(crate) fn budget(guest: &Guest, jobs_ms: &[f64], demo: &Demo) -> Budget {
     }
 }
 
+/// What was measured cannot be used: on a disturbed machine, another try may go better.
+#[derive(Debug)]
+struct Unfit;
+
+impl std::fmt::Display for Unfit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the calibration cannot be used")
+    }
+}
+
 /// Finds the costs of every guest's jobs, and checks that the promised frames fit beside each other. Jobs
 /// that do not fit are measured again: a machine that is disturbed for a moment makes them look long.
 pub(crate) fn calibrate<'a>(session: &Session<'a>) -> anyhow::Result<Vec<Calibrated<'a>>> {
     let mut repeats = session.demo.runs.repeats;
     loop {
-        let all = measure_all(session)?;
-        match check_fit(&all, session.demo) {
-            Ok(()) => return Ok(all),
-            Err(why) if repeats > 0 => {
+        let found = measure_all(session)
+            .and_then(|all| check_fit(&all, session.demo).context(Unfit).map(|()| all));
+        match found {
+            Ok(all) => return Ok(all),
+            Err(why) if repeats > 0 && why.downcast_ref::<Unfit>().is_some() => {
                 repeats -= 1;
                 output::line(&format!("calibrating again: {why:#}"));
             }
@@ -149,6 +160,7 @@ fn fit(guest: &Guest, low: &Point, high: &Point) -> anyhow::Result<Vec<Line>> {
         .map(|i| {
             Line::through((low.0[i], low.1[i]), (high.0[i], high.1[i])).map_err(|why| {
                 anyhow::anyhow!("guest {}, {}: {why}", guest.name, guest.scene.jobs()[i])
+                    .context(Unfit)
             })
         })
         .collect()

@@ -102,6 +102,11 @@ pub(crate) struct Guest {
     pub(crate) memory: String,
     /// Frames, or background jobs, that the guest keeps in flight.
     pub(crate) depth: u8,
+    /// Nice value of its virtual CPU, -20 to 19; below 0 only where the demo may ask for it.
+    #[serde(default)]
+    pub(crate) vcpu_nice: i32,
+    /// Its time slice in µs; else Linux's own.
+    pub(crate) vcpu_slice_us: Option<u32>,
     /// One for each job of a frame, in order.
     pub(crate) jobs: Vec<Job>,
     /// What it is promised.
@@ -289,6 +294,8 @@ impl Guest {
             ));
         }
         within("depth", f64::from(self.depth), 1.0, 8.0)?;
+        within("vcpu_slice_us", f64::from(self.vcpu_slice_us.unwrap_or(100)), 100.0, 100_000.0)?;
+        within("vcpu_nice", f64::from(self.vcpu_nice), -20.0, 19.0)?;
         if !(1.0..=10_000.0).contains(&self.contract.period_ms()) {
             let hz = &self.contract.refresh_hz;
             return Err(format!(

@@ -125,6 +125,8 @@ struct MemorySection {
 struct VcpusSection<'a> {
     count: u8,
     cpus: &'a [usize],
+    nice: i32,
+    slice_us: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -218,7 +220,13 @@ pub(crate) fn guest_toml(
     let toml = GuestToml {
         guest: GuestSection { name: &guest.name, image, cmdline: cmdline(guest, costs) },
         memory: MemorySection { size: "32M" },
-        vcpus: VcpusSection { count: 1, cpus: &place.host },
+        vcpus: VcpusSection {
+            count: 1,
+            cpus: &place.host,
+            // Takes the same permission as real-time scheduling.
+            nice: if place.realtime { guest.vcpu_nice } else { guest.vcpu_nice.max(0) },
+            slice_us: guest.vcpu_slice_us,
+        },
         device: [socket("pacer"), socket("gpu")],
     };
     toml::to_string(&toml).context("cannot write a guest's configuration as TOML")
