@@ -7,7 +7,7 @@ use anyhow::Context;
 use beamline_abi::{FrameId, JobIndex, Nanos};
 use beamline_sched::{
     Class, Contract, Decision, GpuCaps, Guard, JobSpec, LateLatch, MissAllowance, Period, Policy,
-    PolicyKind, Sink, TenantId, Ticket, Vblank,
+    PolicyKind, Preemption, Sink, TenantId, Ticket, Vblank,
 };
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -22,6 +22,7 @@ const CAPS: GpuCaps = GpuCaps {
     in_flight: 1,
     switch_cost: Nanos::from_micros(1),
     guard_margin: Nanos::from_micros(5),
+    preemption: Preemption::None,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +127,9 @@ impl Load {
                 let done = Event::Done { ticket: ticket.0, cost };
                 self.events.push(Reverse((self.now.saturating_add(cost), done)));
                 true
+            }
+            Decision::Preempt { .. } => {
+                unreachable!("the capabilities say that no job can be asked back")
             }
             Decision::Idle { until, .. } => {
                 // A time that has passed would ask for ever.

@@ -1,7 +1,9 @@
 //! The host's configuration: TOML read into raw sections, then validated into types.
 
 use beamline_abi::Nanos;
-use beamline_sched::{Class, Contract, Guard, LateLatch, MissAllowance, Period, PolicyKind, Sink};
+use beamline_sched::{
+    Class, Contract, GpuCaps, Guard, LateLatch, MissAllowance, Period, PolicyKind, Preemption, Sink,
+};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -101,6 +103,16 @@ impl HostConfig {
     const MAX_SOCKET_PATH: usize = 107;
     /// Most slices of one host.
     pub const MAX_SLICES: usize = 64;
+
+    /// What the GPU can do, for admission and the policy. Every backend runs a job to its end.
+    pub const fn caps(&self) -> GpuCaps {
+        GpuCaps {
+            in_flight: self.in_flight,
+            switch_cost: self.switch_cost,
+            guard_margin: self.guard_margin,
+            preemption: Preemption::None,
+        }
+    }
 
     /// Reads and validates a file. Relative paths in it start at its folder.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {

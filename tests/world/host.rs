@@ -16,7 +16,7 @@ use beamline_mdev::mediate::message::RING;
 use beamline_mdev::mediate::poster::{Poster, PosterParts};
 use beamline_mdev::mediate::worker::{Turn, Worker, WorkerParts};
 use beamline_mdev::vblank::Grid;
-use beamline_sched::{GpuCaps, PolicyKind};
+use beamline_sched::PolicyKind;
 use rtrb::RingBuffer;
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -67,11 +67,7 @@ impl Host {
         costs: impl CostModel + 'static,
         clock: &FakeClock,
     ) -> Result<Self, WorldError> {
-        let caps = GpuCaps {
-            in_flight: config.in_flight,
-            switch_cost: config.switch_cost,
-            guard_margin: config.guard_margin,
-        };
+        let caps = config.caps();
         let phases = host::admit(config, caps).map_err(|e| WorldError::Refused(e.to_string()))?;
         let collector = Collector::new();
         let wake = EventFd::new().map_err(system("make an eventfd"))?;

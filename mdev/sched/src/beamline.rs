@@ -254,7 +254,7 @@ impl Beamline {
         self.expected_in_flight = self.expected_in_flight.saturating_add(note.expected);
         self.worst_in_flight = self.worst_in_flight.saturating_add(note.worst);
         self.replace(t);
-        Some(Decision::Grant { ticket: job.ticket, expected })
+        Some(Decision::Grant { ticket: job.ticket, expected, level: 0 })
     }
 
     /// The first slack job that ends clear of the guards; else why not, and when to look again.
@@ -497,6 +497,10 @@ impl Policy for Beamline {
         if !matches!(place, None | Some(Place::Nothing | Place::Waiting)) {
             self.replace(t);
         }
+    }
+
+    fn preempted(&mut self, _now: Nanos, _ticket: Ticket, _ran: Nanos) {
+        // This policy asks no job back yet.
     }
 
     fn decide(&mut self, now: Nanos) -> Decision {

@@ -86,6 +86,13 @@ impl ArrivalOrder {
         }
     }
 
+    pub(crate) fn preempted(&mut self, ticket: Ticket) {
+        if let Some(job) = self.jobs.put_back(ticket) {
+            self.in_flight = self.in_flight.saturating_sub(1);
+            self.file(usize::from(job.tenant.0));
+        }
+    }
+
     pub(crate) fn decide(&mut self, now: Nanos) -> Decision {
         let idle = |until, why| Decision::Idle { until, why };
         let Some((t, (at, _))) = self.order.peek() else {
@@ -102,7 +109,7 @@ impl ArrivalOrder {
         };
         self.in_flight = self.in_flight.saturating_add(1);
         self.file(t);
-        Decision::Grant { ticket: job.ticket, expected: self.max_job[t] }
+        Decision::Grant { ticket: job.ticket, expected: self.max_job[t], level: 0 }
     }
 }
 
@@ -136,6 +143,9 @@ macro_rules! delegate_to_arrival_order {
         }
         fn complete(&mut self, _: Nanos, ticket: Ticket, _: Nanos) {
             self.0.complete(ticket);
+        }
+        fn preempted(&mut self, _: Nanos, ticket: Ticket, _: Nanos) {
+            self.0.preempted(ticket);
         }
         fn decide(&mut self, now: Nanos) -> Decision {
             self.0.decide(now)

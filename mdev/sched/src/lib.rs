@@ -41,5 +41,7 @@ pub use demand::Shortage;
 pub use fifo::Fifo;
 pub use kind::{PolicyKind, UnknownPolicy};
 pub use passthrough::Passthrough;
-pub use policy::{Decision, Defer, GpuCaps, JobSpec, Policy, QueueFull, TenantId, Ticket, Vblank};
+pub use policy::{
+    Decision, Defer, GpuCaps, JobSpec, Policy, Preemption, QueueFull, TenantId, Ticket, Vblank,
+};
 pub use validate::ContractError;

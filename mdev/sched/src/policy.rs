@@ -48,6 +48,27 @@ pub struct JobSpec {
     pub slot: u64,
 }
 
+/// How a job on the GPU can make room for another one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preemption {
+    /// It cannot: it runs to its end.
+    #[default]
+    None,
+    /// The GPU knows levels: granted at a higher level, a job takes the GPU from one at a lower level, which
+    /// goes on by itself afterwards. Within a level a job runs to its end.
+    Levels {
+        /// How many, at least 2; 0 is the lowest.
+        levels: u8,
+        /// The longest until the higher job has the GPU, ns.
+        grain: Nanos,
+    },
+    /// It can be asked back ([`Decision::Preempt`]) and goes on later where it stopped.
+    Full {
+        /// The longest until it is off the GPU; and again what it takes to go on, ns.
+        cost: Nanos,
+    },
+}
+
 /// What the GPU behind the policy can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GpuCaps {
@@ -57,6 +78,8 @@ pub struct GpuCaps {
     pub switch_cost: Nanos,
     /// Kept free before a guarded release for the dispatcher's own lateness, ns.
     pub guard_margin: Nanos,
+    /// How a running job makes room.
+    pub preemption: Preemption,
 }
 
 /// Why nothing was granted.
@@ -83,6 +106,14 @@ pub enum Decision {
         ticket: Ticket,
         /// How long the policy expects it to run, ns.
         expected: Nanos,
+        /// The level it runs at; 0 where the GPU knows none.
+        level: u8,
+    },
+    /// Ask this running job back. It is in flight until [`Policy::preempted`], or [`Policy::complete`] where it
+    /// ended meanwhile. Only where the GPU preempts in full ([`Preemption::Full`]).
+    Preempt {
+        /// Which.
+        ticket: Ticket,
     },
     /// Run nothing.
     Idle {
@@ -125,6 +156,11 @@ pub trait Policy: Send {
 
     /// A granted job has left the GPU after `cost` ns on it (also when it failed or was killed).
     fn complete(&mut self, now: Nanos, ticket: Ticket, cost: Nanos);
+
+    /// A job that was asked back is off the GPU at `now`, `ran` ns after its latest grant (its own work; the
+    /// cost of preemption is not part of it). It is the first of its tenant's jobs again, and keeps its ticket;
+    /// granted again, it goes on where it stopped, and its last [`Policy::complete`] names only what ran since.
+    fn preempted(&mut self, now: Nanos, ticket: Ticket, ran: Nanos);
 
     /// What to do at `now`. Called again after every grant until it answers [`Decision::Idle`].
     fn decide(&mut self, now: Nanos) -> Decision;

@@ -163,6 +163,27 @@ impl JobTable {
         Some(Finished { spec: slot.spec, note: slot.note, orphan: life != slot.life })
     }
 
+    /// A running job waits again, as the first of its tenant's; answers its spec, unless its tenant is gone: then
+    /// it is forgotten.
+    pub(crate) fn put_back(&mut self, ticket: Ticket) -> Option<JobSpec> {
+        let slot = self.slots.get_mut(ticket.0 as usize)?;
+        if slot.state != State::Running {
+            return None;
+        }
+        let list = self.lists.get_mut(usize::from(slot.spec.tenant.0))?;
+        if list.life != slot.life || !list.open {
+            slot.state = State::Free;
+            return None;
+        }
+        slot.state = State::Queued;
+        slot.next = core::mem::replace(&mut list.head, ticket.0);
+        if list.tail == END {
+            list.tail = ticket.0;
+        }
+        self.queued += 1;
+        Some(slot.spec)
+    }
+
     fn take_head(&mut self, tenant: usize, state: State) -> Option<u32> {
         let list = self.lists.get_mut(tenant)?;
         let at = list.head;

@@ -150,7 +150,8 @@ impl<'a> Sim<'a> {
     fn dispatch(&mut self, now: u64) {
         loop {
             match self.policy.decide(Nanos(now)) {
-                Decision::Grant { ticket, expected } => self.granted(now, ticket, expected.0),
+                Decision::Grant { ticket, expected, .. } => self.granted(now, ticket, expected.0),
+                Decision::Preempt { ticket } => panic!("asked {ticket:?} back"),
                 Decision::Idle { until, .. } => {
                     if let Some(until) = until {
                         assert!(until.0 > now, "told to look again at {until}, now is {now}");

@@ -1,7 +1,7 @@
 //! Contracts for the unit tests.
 
 use crate::contract::{Class, Contract, Guard, LateLatch, MissAllowance, Period, Sink};
-use crate::policy::GpuCaps;
+use crate::policy::{GpuCaps, Preemption};
 use beamline_abi::Nanos;
 
 /// A reserved contract: `hz`, budget and longest job in µs, due at the next vblank.
@@ -50,5 +50,9 @@ pub(crate) fn flood() -> Contract {
     Contract { class: Class::Background, ..contract(10, 5_000, 2_000) }
 }
 
-pub(crate) const CAPS: GpuCaps =
-    GpuCaps { in_flight: 1, switch_cost: Nanos(10_000), guard_margin: Nanos(150_000) };
+pub(crate) const CAPS: GpuCaps = GpuCaps {
+    in_flight: 1,
+    switch_cost: Nanos(10_000),
+    guard_margin: Nanos(150_000),
+    preemption: Preemption::None,
+};

@@ -4,7 +4,7 @@
 use beamline_abi::{FrameId, JobIndex, Nanos};
 use beamline_sched::{
     Class, Contract, Decision, GpuCaps, Guard, JobSpec, LateLatch, MissAllowance, Period,
-    PolicyKind, Sink, TenantId, Ticket, Vblank,
+    PolicyKind, Preemption, Sink, TenantId, Ticket, Vblank,
 };
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -63,7 +63,12 @@ fn contract(tenant: u16) -> Contract {
 #[test]
 fn nothing_is_allocated_after_admission() {
     for kind in PolicyKind::ALL {
-        let caps = GpuCaps { in_flight: 1, switch_cost: Nanos(5_000), guard_margin: Nanos(50_000) };
+        let caps = GpuCaps {
+            in_flight: 1,
+            switch_cost: Nanos(5_000),
+            guard_margin: Nanos(50_000),
+            preemption: Preemption::None,
+        };
         let mut policy = kind.build(caps, usize::from(TENANTS), 256);
         for t in 0..TENANTS {
             policy.admit(TenantId(t), &contract(t));
@@ -105,6 +110,7 @@ fn nothing_is_allocated_after_admission() {
                         now += 150_000;
                         policy.complete(Nanos(now), ticket, Nanos(150_000));
                     }
+                    Decision::Preempt { .. } => unreachable!("the GPU asks no job back"),
                     Decision::Idle { until: Some(at), .. } => now = at.0,
                     Decision::Idle { until: None, .. } => break,
                 }

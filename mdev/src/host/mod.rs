@@ -181,11 +181,7 @@ impl Host {
     /// Starts a host. `renderer` is the program that runs one slice's GPU work, with its arguments; the
     /// `model` backend does not use it. When this returns, guests can attach.
     pub fn start(config: HostConfig, renderer: RendererProgram) -> Result<Self, HostError> {
-        let caps = GpuCaps {
-            in_flight: config.in_flight,
-            switch_cost: config.switch_cost,
-            guard_margin: config.guard_margin,
-        };
+        let caps = config.caps();
         let phases = admit(&config, caps)?;
         let gpu = make_gpu(&config, renderer)?;
         let (label, description) = (gpu.label(), gpu.describe());

@@ -7,7 +7,6 @@ use crate::output;
 use crate::signals::Stop;
 use beamline_mdev::config::{BackendKind, HostConfig};
 use beamline_mdev::host::{Host, HostError, RendererProgram};
-use beamline_sched::GpuCaps;
 use std::path::Path;
 use std::time::Duration;
 
@@ -73,10 +72,6 @@ fn classed(error: HostError) -> anyhow::Error {
 /// Whether every contract of `config` can be kept beside the others. What does not fit is refused with its
 /// slice's name.
 pub(crate) fn admit(config: &HostConfig) -> anyhow::Result<()> {
-    let caps = GpuCaps {
-        in_flight: config.in_flight,
-        switch_cost: config.switch_cost,
-        guard_margin: config.guard_margin,
-    };
+    let caps = config.caps();
     beamline_mdev::host::admit(config, caps).map(drop).map_err(classed)
 }

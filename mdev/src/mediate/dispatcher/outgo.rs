@@ -15,7 +15,9 @@ impl Dispatcher {
     pub(super) fn grant(&mut self, now: Nanos) -> Nanos {
         loop {
             match self.policy.decide(now) {
-                Decision::Grant { ticket, expected } => self.run(ticket, expected, now),
+                Decision::Grant { ticket, expected, .. } => self.run(ticket, expected, now),
+                // Backends run a job to its end, and the capabilities say so: no policy asks one back.
+                Decision::Preempt { .. } => return Nanos::MAX,
                 Decision::Idle { until, .. } => return until.unwrap_or(Nanos::MAX),
             }
         }
