@@ -8,8 +8,8 @@
 //! 3. *Elastic* jobs and reserved jobs beyond their budget, by weighted virtual time.
 //! 4. Other background jobs, by weighted virtual time too: in turn where weights and costs are equal.
 //!
-//! 2 to 4 start only if they end clear of the known releases of reserved work ([`crate::guard`]). Those that
-//! do not are set aside until that release has passed, so that a job too long for any gap holds nobody up.
+//! 2 to 4 start only if they end clear of the known releases of reserved work ([`crate::guard`]). The first
+//! that does is taken, so that a job too long for any gap holds nobody up.
 //! Releases are known from a tenant's first [`Policy::vblank`] on: until then only blocking among reserved
 //! work is bounded. A background minimum that has fallen behind a whole period may end after a release, within what the
 //! demand test tolerates.
@@ -23,7 +23,7 @@
 //! ```text
 //!            submit, job done                    release passed
 //!   Nothing ------------------> Waiting ---------------------------> Reserved (in budget)
-//!      ^                                                       \---> Slack <--> Aside (does not fit)
+//!      ^                                                       \---> Slack
 //!      '------------- last job granted or dropped ---------------------'
 //! ```
 
@@ -35,6 +35,7 @@ use crate::policy::{
     Decision, Defer, GpuCaps, JobSpec, Policy, QueueFull, TenantId, Ticket, Vblank,
 };
 use crate::queue::{JobTable, Note};
+use crate::slack::{Clear, SlackHeap};
 use crate::tenant::{Place, Tenant};
 use alloc::vec::Vec;
 use beamline_abi::Nanos;
@@ -56,10 +57,7 @@ pub struct Beamline {
     waiting: IndexedHeap<u64>,
     /// By deadline.
     reserved: IndexedHeap<u64>,
-    slack: IndexedHeap<SlackKey>,
-    /// Slack that did not fit before `aside_horizon`.
-    aside: IndexedHeap<u64>,
-    aside_horizon: Option<Horizon>,
+    slack: SlackHeap<SlackKey>,
     /// Frames between two jobs: deadline, and until when the GPU is kept.
     pauses: IndexedHeap<(u64, u64)>,
     in_flight: u32,
@@ -91,9 +89,7 @@ impl Beamline {
             guards: Guards::new(max_tenants),
             waiting: IndexedHeap::new(max_tenants),
             reserved: IndexedHeap::new(max_tenants),
-            slack: IndexedHeap::new(max_tenants),
-            aside: IndexedHeap::new(max_tenants),
-            aside_horizon: None,
+            slack: SlackHeap::new(max_tenants),
             pauses: IndexedHeap::new(max_tenants),
             in_flight: 0,
             reserved_in_flight: 0,
@@ -167,7 +163,6 @@ impl Beamline {
             Some(Place::Waiting) => self.waiting.remove(t),
             Some(Place::Reserved) => self.reserved.remove(t),
             Some(Place::Slack) => self.slack.remove(t),
-            Some(Place::Aside) => self.aside.remove(t),
             Some(Place::Nothing) | None => {}
         }
         if let Some(t) = self.tenant_mut(t) {
@@ -183,6 +178,7 @@ impl Beamline {
             return;
         };
         let (clock, virtual_now, busy) = (self.clock, self.virtual_now, self.busy);
+        let margin = self.caps.guard_margin.0;
         let Some(tenant) = self.tenant_mut(t) else {
             return;
         };
@@ -207,7 +203,15 @@ impl Beamline {
             Class::Reserved | Class::Elastic => (1, tenant.virtual_time),
             Class::Background => (2, tenant.virtual_time),
         };
-        self.slack.set(t, key);
+        let need = match tenant.contract.class {
+            // Its own releases do not hold it up: that is looked at when it is its turn.
+            Class::Reserved => Clear::NONE,
+            Class::Background if key.0 == 0 && tenant.minimum.is_behind() => {
+                Clear { expected: 0, ..tenant.need(&job, margin) }
+            }
+            Class::Background | Class::Elastic => tenant.need(&job, margin),
+        };
+        self.slack.set(t, key, need);
     }
 
     /// Queues the tenants whose first job is released by now.
@@ -259,33 +263,34 @@ impl Beamline {
 
     /// The first slack job that ends clear of the guards; else why not, and when to look again.
     fn grant_slack(&mut self, now: u64) -> Decision {
-        let horizon = self.guards.horizon(now);
-        if self
-            .aside_horizon
-            .is_some_and(|then| horizon.soft > then.soft || horizon.hard > then.hard)
-        {
-            self.bring_back();
-        }
-        while let Some((t, (rank, _))) = self.slack.peek() {
-            if self.fits(t, rank, now, horizon) {
-                if let Some(grant) = self.grant(t, false) {
-                    return grant;
-                }
-                self.displace(t);
-                continue;
-            }
-            self.displace(t);
-            if let Some(tenant) = self.tenant_mut(t) {
-                tenant.place = Place::Aside;
-                self.aside.set(t, 0);
-                self.aside_horizon.get_or_insert(horizon);
-            }
-        }
         let next = self.waiting.peek().map(|(_, at)| at);
-        let Some((t, _)) = self.aside.peek() else {
+        let Some((first, _)) = self.slack.peek() else {
             return idle(next, Defer::NotReleased);
         };
-        let over = self.tenant(t).is_some_and(|t| t.contract.class == Class::Reserved);
+        let horizon = self.guards.horizon(None, now);
+        let clear = self.clear(horizon, now);
+        let Self { slack, tenants, jobs, guards, .. } = self;
+        let (ahead, caps) = ((self.expected_in_flight, self.worst_in_flight), self.caps);
+        let found = slack.first(clear, |t| {
+            let (Some(Some(tenant)), Some(job)) = (tenants.get(t), jobs.head(t)) else {
+                return false;
+            };
+            if tenant.contract.class != Class::Reserved {
+                return true;
+            }
+            tenant.need(job, caps.guard_margin.0).fits(clear_of(
+                guards.horizon(Some(t), now),
+                now,
+                ahead,
+                caps.switch_cost.0,
+            ))
+        });
+        if let Some((t, _)) = found
+            && let Some(grant) = self.grant(t, false)
+        {
+            return grant;
+        }
+        let over = self.tenant(first).is_some_and(|t| t.contract.class == Class::Reserved);
         let until = next.map_or(horizon.until, |n| n.min(horizon.until));
         idle(
             (until != u64::MAX).then_some(until),
@@ -293,25 +298,10 @@ impl Beamline {
         )
     }
 
-    fn fits(&mut self, t: usize, rank: u8, now: u64, horizon: Horizon) -> bool {
-        let reserved = |t: &Tenant| t.contract.class == Class::Reserved;
-        let horizon = if self.tenant(t).is_some_and(reserved) {
-            self.guards.horizon_of_others(t, now)
-        } else {
-            horizon
-        };
-        let (Some(tenant), Some(job)) = (self.tenant(t), self.jobs.head(t)) else {
-            return false;
-        };
-        let switch = self.caps.switch_cost.0;
-        let end = |cost: u64, ahead: u64| {
-            now.saturating_add(ahead).saturating_add(cost).saturating_add(switch)
-        };
-        let expected = end(tenant.expected(job).0, self.expected_in_flight)
-            .saturating_add(self.caps.guard_margin.0);
-        let worst = end(tenant.contract.max_job.0, self.worst_in_flight);
-        let urgent = rank == 0 && tenant.minimum.is_behind();
-        (urgent || expected <= horizon.soft) && worst <= horizon.hard
+    /// What a job may take, started now.
+    fn clear(&self, horizon: Horizon, now: u64) -> Clear {
+        let ahead = (self.expected_in_flight, self.worst_in_flight);
+        clear_of(horizon, now, ahead, self.caps.switch_cost.0)
     }
 
     /// Until when the first reserved job waits for a release that is kept free.
@@ -333,15 +323,6 @@ impl Beamline {
     /// `until`, or the next release of a job that is queued, if that is sooner.
     fn or_released(&self, until: u64) -> u64 {
         self.waiting.peek().map_or(until, |(_, at)| at.min(until))
-    }
-
-    /// Queues again what was set aside.
-    fn bring_back(&mut self) {
-        self.aside_horizon = None;
-        while let Some((t, _)) = self.aside.peek() {
-            self.aside.remove(t);
-            self.replace(t);
-        }
     }
 
     /// Keeps the GPU for the frame that `job` belongs to until its next job comes, if the contract declares
@@ -367,6 +348,16 @@ impl Beamline {
         tenant.resume_by = Some((job.slot, until));
         let deadline = tenant.deadline(job, busy, now);
         self.pauses.set(t, (deadline, until));
+    }
+}
+
+/// What a job may take, started now, to end clear of `horizon`: behind the work `ahead` of it on the GPU, as
+/// expected and at worst, and after a `switch` of tenant.
+fn clear_of(horizon: Horizon, now: u64, ahead: (u64, u64), switch: u64) -> Clear {
+    let start = now.saturating_add(switch);
+    Clear {
+        expected: horizon.soft.saturating_sub(start.saturating_add(ahead.0)),
+        worst: horizon.hard.saturating_sub(start.saturating_add(ahead.1)),
     }
 }
 
@@ -466,10 +457,6 @@ impl Policy for Beamline {
         self.reserved_in_flight -= u32::from(done.note.reserved);
         self.expected_in_flight = self.expected_in_flight.saturating_sub(done.note.expected);
         self.worst_in_flight = self.worst_in_flight.saturating_sub(done.note.worst);
-        if self.in_flight > 0 || self.caps.in_flight > 1 {
-            // With less ahead of it on the GPU, what did not fit may fit now.
-            self.bring_back();
-        }
         let job = done.spec;
         let t = usize::from(job.tenant.0);
         if done.orphan {
@@ -534,8 +521,7 @@ impl Policy for Beamline {
         match pause {
             Some((_, until)) => {
                 let next = self.or_released(until);
-                let nothing = self.slack.is_empty() && self.aside.is_empty();
-                let why = if nothing { Defer::NotReleased } else { Defer::Guarded };
+                let why = if self.slack.is_empty() { Defer::NotReleased } else { Defer::Guarded };
                 idle(Some(next), why)
             }
             None => self.grant_slack(now),

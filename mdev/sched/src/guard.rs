@@ -88,6 +88,16 @@ pub(crate) struct Horizon {
     pub(crate) until: u64,
 }
 
+/// An entry that forbids.
+#[derive(Clone, Copy, Debug)]
+struct Nearest {
+    entry: usize,
+    /// What is to be kept clear of.
+    key: u64,
+    /// When it lets go, if nothing comes.
+    until: u64,
+}
+
 #[derive(Debug)]
 pub(crate) struct Guards {
     entries: Vec<Entry>,
@@ -201,36 +211,19 @@ impl Guards {
         self.file(i);
     }
 
-    /// What must be kept clear at `now`.
-    pub(crate) fn horizon(&mut self, now: u64) -> Horizon {
-        let soft = self.nearest(now, false);
-        let hard = self.nearest(now, true);
-        let until = |e: Option<(u64, u64)>| e.map_or(u64::MAX, |(_, until)| until);
-        Horizon {
-            soft: soft.map_or(u64::MAX, |(key, _)| key),
-            hard: hard.map_or(u64::MAX, |(key, _)| key),
-            until: until(soft).min(until(hard)),
-        }
+    /// What must be kept clear at `now`; by work of the tenant `own`, if one is named: its own releases wait for
+    /// it in any case.
+    pub(crate) fn horizon(&mut self, own: Option<usize>, now: u64) -> Horizon {
+        let soft = self.nearest(own, now, false);
+        let hard = self.nearest(own, now, true);
+        let key = |n: &Option<Nearest>| n.as_ref().map_or(u64::MAX, |n| n.key);
+        let until = |n: &Option<Nearest>| n.as_ref().map_or(u64::MAX, |n| n.until);
+        Horizon { soft: key(&soft), hard: key(&hard), until: until(&soft).min(until(&hard)) }
     }
 
-    /// What work of `tenant` itself must keep clear of: its own releases wait for it in any case.
-    pub(crate) fn horizon_of_others(&mut self, tenant: usize, now: u64) -> Horizon {
-        let own = [Kind::Frame, Kind::LateLatch].map(|kind| Self::index(tenant, kind));
-        for i in own {
-            self.soft.remove(i);
-            self.hard.remove(i);
-        }
-        let horizon = self.horizon(now);
-        for i in own {
-            self.file(i);
-        }
-        horizon
-    }
-
-    /// Until when a reserved job of `tenant`, released at `release` and due at `deadline`, had better wait: it
-    /// would run from now to `end` over a release that is kept free and whose work is due before it, and
-    /// waiting, with the longest job of any other tenant on top, is within the blocking that the demand test
-    /// found harmless to it.
+    /// Until when a reserved job of `tenant` had better wait: it would run from now to its end over a release
+    /// that is kept free and whose work is due before it, and waiting, with the longest job of any other
+    /// tenant on top, is within the blocking that the demand test found harmless to it.
     pub(crate) fn give_way(
         &mut self,
         tenant: usize,
@@ -238,35 +231,27 @@ impl Guards {
         job: Span,
         now: u64,
     ) -> Option<u64> {
-        let own = [Kind::Frame, Kind::LateLatch].map(|kind| Self::index(tenant, kind));
         let tolerance = self.entries.get(Self::index(tenant, kind))?.rule.tolerance;
-        for i in own {
-            self.soft.remove(i);
-        }
-        let nearest = self.nearest(now, false);
-        let span =
-            self.soft.peek().and_then(|(i, _)| self.entries.get(i)).map_or(0, |e| e.rule.span);
-        for i in own {
-            self.file(i);
-        }
-        let (release, until) = nearest?;
-        let sooner = release.saturating_add(span) < job.deadline;
-        let worst = until.saturating_add(job.blocking);
+        let nearest = self.nearest(Some(tenant), now, false)?;
+        let span = self.entries[nearest.entry].rule.span;
+        let sooner = nearest.key.saturating_add(span) < job.deadline;
+        let worst = nearest.until.saturating_add(job.blocking);
         let harmless = worst <= job.release.saturating_add(tolerance);
-        (job.end > release && sooner && harmless).then_some(until)
+        (job.end > nearest.key && sooner && harmless).then_some(nearest.until)
     }
 
-    /// Key and end of the nearest entry, after moving on those whose work did not come in time.
-    fn nearest(&mut self, now: u64, hard: bool) -> Option<(u64, u64)> {
+    /// The nearest entry that is not of the tenant `own`, after moving on those whose work did not come in time.
+    fn nearest(&mut self, own: Option<usize>, now: u64, hard: bool) -> Option<Nearest> {
         loop {
             let heap = if hard { &self.hard } else { &self.soft };
-            let (i, key) = heap.peek()?;
-            let e = &mut self.entries[i];
-            if e.hold_until > now {
-                return Some((key, e.hold_until));
-            }
-            if e.hold_until == u64::MAX {
-                return Some((key, e.hold_until));
+            let (entry, key) = match own {
+                None => heap.peek()?,
+                // Two entries at most are its own.
+                Some(t) => heap.least(|i| i / 2 != t)?,
+            };
+            let e = &mut self.entries[entry];
+            if e.hold_until > now || e.hold_until == u64::MAX {
+                return Some(Nearest { entry, key, until: e.hold_until });
             }
             // One step where vblanks come as they should; the division where they have stopped.
             let missed = (now - e.hold_until) / e.rule.period;
@@ -277,7 +262,7 @@ impl Guards {
                 e.release = now.saturating_add(e.rule.period);
                 e.hold_until = e.release.saturating_add(e.rule.hold);
             }
-            self.file(i);
+            self.file(entry);
         }
     }
 

@@ -28,6 +28,24 @@ impl<K: Ord + Copy> IndexedHeap<K> {
         self.order.first().map(|&(k, i)| (i as usize, k))
     }
 
+    /// The smallest key that is wanted, with its index. Looks at few more entries than there are unwanted ones.
+    pub(crate) fn least(&self, wanted: impl Fn(usize) -> bool) -> Option<(usize, K)> {
+        self.least_below(0, &wanted).map(|(k, i)| (i as usize, k))
+    }
+
+    fn least_below(&self, at: usize, wanted: &impl Fn(usize) -> bool) -> Option<(K, u32)> {
+        let &entry = self.order.get(at)?;
+        if wanted(entry.1 as usize) {
+            return Some(entry);
+        }
+        let left = self.least_below(2 * at + 1, wanted);
+        let right = self.least_below(2 * at + 2, wanted);
+        match (left, right) {
+            (Some(l), Some(r)) => Some(l.min(r)),
+            (l, r) => l.or(r),
+        }
+    }
+
     /// How many are in it.
     pub(crate) fn len(&self) -> usize {
         self.order.len()
@@ -142,6 +160,9 @@ mod tests {
                 }
                 let least = model.iter().map(|(&i, &k)| (k, i)).min().map(|(k, i)| (i, k));
                 prop_assert_eq!(heap.peek(), least);
+                let odd = model.iter().filter(|(i, _)| *i % 2 == 1);
+                let least = odd.map(|(&i, &k)| (k, i)).min().map(|(k, i)| (i, k));
+                prop_assert_eq!(heap.least(|i| i % 2 == 1), least);
                 prop_assert_eq!(heap.is_empty(), model.is_empty());
                 for i in 0..24 {
                     prop_assert_eq!(heap.key(i), model.get(&i).copied());

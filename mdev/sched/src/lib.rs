@@ -28,6 +28,7 @@ pub mod predict;
 mod queue;
 #[cfg(test)]
 mod sim_tests;
+mod slack;
 mod tenant;
 #[cfg(test)]
 mod testing;

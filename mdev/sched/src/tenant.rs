@@ -5,6 +5,7 @@ use crate::contract::{Class, Contract};
 use crate::demand;
 use crate::policy::{GpuCaps, JobSpec};
 use crate::predict::Predictor;
+use crate::slack::Clear;
 use beamline_abi::Nanos;
 
 /// Which queue a tenant's first job is in.
@@ -14,7 +15,6 @@ pub(crate) enum Place {
     Waiting,
     Reserved,
     Slack,
-    Aside,
 }
 
 #[derive(Debug)]
@@ -145,6 +145,14 @@ impl Tenant {
             c.late_latch.map_or(0, |l| l.window.0)
         } else {
             c.main_deadline().saturating_sub(c.jitter).0
+        }
+    }
+
+    /// The clear time that a job needs, never none: with a margin where guards are kept as expected.
+    pub(crate) fn need(&self, job: &JobSpec, margin: u64) -> Clear {
+        Clear {
+            expected: self.expected(job).0.saturating_add(margin).max(1),
+            worst: self.contract.max_job.0.max(1),
         }
     }
 
