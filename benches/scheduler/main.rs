@@ -2,12 +2,14 @@
 //!
 //! The load is in virtual time ([`load`]); only `decide` is timed, each call by itself.
 
+mod callgrind;
 mod load;
 
 use beamline_benches::report::{Gate, LABEL, Row, table, write_json};
 use beamline_benches::stats::Summary;
 use beamline_sched::{Decision, PolicyKind};
 use load::Load;
+use std::collections::{BTreeMap, HashMap};
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -17,14 +19,21 @@ const TENANTS: [u16; 3] = [3, 64, 1024];
 const DECISIONS: usize = 200_000;
 /// Decisions before them.
 const WARM_UP: usize = 50_000;
-/// Most that a decision may take, median: µs.
-const LIMIT_US: f64 = 1.0;
+/// Most that a decision of `beamline` may take with up to [`MANY`] tenants: µs, median and p99.
+const MEDIAN_US: f64 = 0.2;
+const P99_US: f64 = 1.0;
+const MANY: u16 = 64;
+/// How many times that it may take with more.
+const GROWTH: f64 = 4.0;
 
 fn main() -> ExitCode {
-    if !beamline_benches::asked_for() {
-        return ExitCode::SUCCESS;
-    }
-    match bench() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let done = match arguments.split_first() {
+        Some((first, rest)) if first == callgrind::COUNT => callgrind::run(rest),
+        _ if !beamline_benches::asked_for() => return ExitCode::SUCCESS,
+        _ => bench(),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("scheduler: {error:#}");
@@ -40,6 +49,7 @@ fn bench() -> anyhow::Result<()> {
         ratio: None,
     }];
     let mut gates = Vec::new();
+    let mut many = HashMap::new();
     for kind in [PolicyKind::Beamline, PolicyKind::Fifo] {
         for tenants in TENANTS {
             let mut timed = decisions(kind, tenants)?;
@@ -47,20 +57,66 @@ fn bench() -> anyhow::Result<()> {
             for (which, values) in [("all", &mut timed.all), ("grants", &mut timed.grants)] {
                 let name = format!("{kind}, {tenants} tenants, GPU {used}% busy, {which}");
                 let summary = Summary::of(values);
-                let median = summary.median_ns as f64 / 1e3;
-                gates.push(Gate::at_most(format!("{name}, median"), LIMIT_US, median));
+                if kind == PolicyKind::Beamline {
+                    gates.extend(gates_of(&mut many, which, tenants, &summary));
+                }
                 rows.push(Row { name, summary, ratio: None });
             }
         }
     }
     print!("{}", table("One decision of the scheduler", &rows));
-    for gate in &gates {
-        println!("gate: {}", gate.line(" µs"));
+    for (gate, unit) in &gates {
+        println!("gate: {}", gate.line(unit));
     }
-    let json =
-        serde_json::json!({ "bench": "scheduler", "label": LABEL, "rows": rows, "gates": gates });
+    let instructions = count()?;
+    let gates: Vec<&Gate> = gates.iter().map(|(gate, _)| gate).collect();
+    let json = serde_json::json!({
+        "bench": "scheduler", "label": LABEL, "rows": rows, "gates": gates,
+        "instructions": instructions,
+    });
     println!("{}\n", write_json("scheduler", &json)?.display());
     Ok(())
+}
+
+/// The gates of one row, with their units. `many`: median and p99 with [`MANY`], by kind of decision.
+fn gates_of<'a>(
+    many: &mut HashMap<&'a str, (f64, f64)>,
+    which: &'a str,
+    tenants: u16,
+    summary: &Summary,
+) -> Vec<(Gate, &'static str)> {
+    let (median, p99) = (summary.median_ns as f64 / 1e3, summary.p99_ns as f64 / 1e3);
+    let name = format!("beamline, {tenants} tenants, {which}");
+    let limits = match many.get(which) {
+        Some(&(median, p99)) => {
+            (format!(" over that with {MANY}"), median, p99, GROWTH, GROWTH, "×")
+        }
+        None => (String::new(), 1.0, 1.0, MEDIAN_US, P99_US, " µs"),
+    };
+    let (over, by_median, by_p99, most_median, most_p99, unit) = limits;
+    if tenants == MANY {
+        many.insert(which, (median, p99));
+    }
+    vec![
+        (Gate::at_most(format!("{name}, median{over}"), most_median, median / by_median), unit),
+        (Gate::at_most(format!("{name}, p99{over}"), most_p99, p99 / by_p99), unit),
+    ]
+}
+
+/// Instructions per decision, by number of tenants, where valgrind is installed.
+fn count() -> anyhow::Result<BTreeMap<u16, f64>> {
+    let mut counts = BTreeMap::new();
+    for tenants in TENANTS {
+        let Some(n) = callgrind::instructions(PolicyKind::Beamline, tenants)? else {
+            println!(
+                "skip: instructions per decision: valgrind is not installed (apt install valgrind)"
+            );
+            break;
+        };
+        println!("beamline, {tenants} tenants: {n:.0} instructions per decision (measured)");
+        counts.insert(tenants, n);
+    }
+    Ok(counts)
 }
 
 /// What the timing itself costs.
