@@ -8,9 +8,12 @@
 //! * [`policy`]: the [`policy::Policy`] trait, the jobs it orders and what it decides.
 //! * [`beamline`], [`fifo`], [`passthrough`]: the policies; [`PolicyKind`] makes one by name.
 //! * [`budget`] and [`predict`]: what a tenant may still use, and what its jobs are expected to cost.
+//! * `sim` (feature `sim`, with std): the policies over a modelled GPU and modelled guests, in virtual time.
 #![no_std]
 #![forbid(unsafe_code)]
 extern crate alloc;
+#[cfg(feature = "sim")]
+extern crate std;
 
 pub mod admission;
 pub mod beamline;
@@ -26,6 +29,8 @@ pub mod phase;
 pub mod policy;
 pub mod predict;
 mod queue;
+#[cfg(feature = "sim")]
+pub mod sim;
 #[cfg(test)]
 mod sim_tests;
 mod slack;

@@ -1,0 +1,18 @@
+//! The simulator: the live policies over a modelled GPU and modelled guests, in virtual time.
+//!
+//! What decides here is the same code that decides in the host; only the GPU, the guests and the clock are
+//! models. Everything that comes out is *simulated* and has to be shown with that word. The same scenario and seed
+//! give the same outcome, bit by bit.
+//!
+//! * [`scenario`]: what is simulated, checked; [`cost`]: how long things take.
+//! * [`outcome`]: what came of one run; [`runs`]: of several seeds together.
+
+pub mod cost;
+pub mod outcome;
+pub mod runs;
+pub mod scenario;
+
+pub use cost::Cost;
+pub use outcome::{Outcome, OwnCause, Span, Tally, TenantOutcome};
+pub use runs::{Interval, Runs};
+pub use scenario::{Options, Phases, Scenario, ScenarioError, Tenant, Work};
