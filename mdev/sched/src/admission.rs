@@ -197,7 +197,8 @@ impl Admission {
                     (_, true) => t.deadline.saturating_sub(t.cost),
                     (_, false) => t.jitter,
                 };
-                let each = t.cost.saturating_add(awaited).saturating_add(edge);
+                // Every release is guarded, also of frames that are not demands.
+                let each = t.pattern.share(t.cost).saturating_add(awaited).saturating_add(edge);
                 ppm(each, t.period)
             })
             .fold(0, u64::saturating_add);

@@ -105,6 +105,8 @@ fn every_field_is_checked() {
         (Contract { late_latch: ll(ms(2), ms(3)), ..good }, "late_latch.budget"),
         (Contract { late_latch: ll(ms(2), ms(1)), deadline: ms(20), depth: 2, ..good }, "deadline"),
         (Contract { miss: MissAllowance { misses: 1, frames: 1 }, ..good }, "miss"),
+        (Contract { miss: MissAllowance { misses: 0, frames: 0 }, ..good }, "miss"),
+        (Contract { depth: 0, ..good }, "depth"),
         (Contract { depth: 5, ..good }, "depth"),
         (Contract { weight: 0, ..good }, "weight"),
         (Contract { class: Class::Background, budget: Nanos::MAX, ..good }, "budget"),

@@ -5,7 +5,8 @@
 //!    free gives way to it while that does no harm. While a frame pauses between its jobs, for as
 //!    long as its contract declares, no later deadline starts: admission has charged that time.
 //! 2. *Background* minima, earliest period end first.
-//! 3. *Elastic* jobs and reserved jobs beyond their budget, by weighted virtual time.
+//! 3. *Elastic* jobs, reserved jobs beyond their budget, and those of frames that their contract allows to miss
+//!    ([`crate::mk`]), by weighted virtual time.
 //! 4. Other background jobs, by weighted virtual time too: in turn where weights and costs are equal.
 //!
 //! 2 to 4 start only if they end clear of the known releases of reserved work ([`crate::guard`]). The first
@@ -204,12 +205,13 @@ impl Beamline {
             Class::Background => (2, tenant.virtual_time),
         };
         let need = match tenant.contract.class {
-            // Its own releases do not hold it up: that is looked at when it is its turn.
-            Class::Reserved => Clear::NONE,
+            // Its own releases do not hold it up: that is looked at when it is its turn. But a frame that may
+            // miss keeps clear of its tenant's own next ones too.
+            Class::Reserved if !tenant.is_optional(&job) => Clear::NONE,
             Class::Background if key.0 == 0 && tenant.minimum.is_behind() => {
                 Clear { expected: 0, ..tenant.need(&job, margin) }
             }
-            Class::Background | Class::Elastic => tenant.need(&job, margin),
+            Class::Background | Class::Elastic | Class::Reserved => tenant.need(&job, margin),
         };
         self.slack.set(t, key, need);
     }
@@ -275,7 +277,7 @@ impl Beamline {
             let (Some(Some(tenant)), Some(job)) = (tenants.get(t), jobs.head(t)) else {
                 return false;
             };
-            if tenant.contract.class != Class::Reserved {
+            if tenant.contract.class != Class::Reserved || tenant.is_optional(job) {
                 return true;
             }
             tenant.need(job, caps.guard_margin.0).fits(clear_of(
@@ -411,9 +413,11 @@ impl Policy for Beamline {
         tenant.period_end = vblank.next.0;
         match c.class {
             Class::Reserved => {
-                tenant.frames.renew(vblank.seq);
-                tenant.late.renew(vblank.seq);
-                tenant.pauses = demand::jobs_per_frame(&c) - 1;
+                if tenant.pattern.is_mandatory(vblank.seq) {
+                    tenant.frames.renew(vblank.seq);
+                    tenant.late.renew(vblank.seq);
+                    tenant.pauses = demand::jobs_per_frame(&c) - 1;
+                }
                 let (seq, time) = (vblank.seq, vblank.time.0);
                 self.guards.frame_vblank(t, seq, time, vblank.next.0);
                 if c.late_latch.is_some() {
@@ -472,7 +476,7 @@ impl Policy for Beamline {
         tenant.predictor.measured(job.job.0, late, cost);
         if !done.note.reserved {
             if tenant.contract.class == Class::Reserved {
-                tenant.note_own_delay(head.as_ref(), now.0);
+                tenant.note_own_delay(&job, head.as_ref(), now.0);
             }
             let weighted = charged / u64::from(tenant.contract.weight.max(1));
             tenant.virtual_time = tenant.virtual_time.saturating_add(weighted);

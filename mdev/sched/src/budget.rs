@@ -132,6 +132,11 @@ impl Server {
         due.time
     }
 
+    /// The slot whose work was given its place last.
+    pub fn last_slot(&self) -> Option<u64> {
+        self.last.map(|(slot, _)| slot)
+    }
+
     /// The account of `slot` loses its place among others' work: it counts as released anew.
     pub fn displace(&mut self, slot: u64) {
         let account = &mut self.accounts[slot as usize % ACCOUNTS];

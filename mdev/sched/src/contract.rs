@@ -1,5 +1,6 @@
 //! Stage 4, schedule: the frame contract, what a slice is promised.
 
+use crate::mk::Pattern;
 use beamline_abi::Nanos;
 
 /// A refresh period in nanoseconds as a rational number, so that a grid built on it never drifts.
@@ -106,7 +107,9 @@ pub struct LateLatch {
     pub budget: Nanos,
 }
 
-/// `misses` allowed in any `frames` frames. Zero misses for reserved VR.
+/// `misses` allowed in any `frames` frames: what a reserved contract is promised is then only the frames that
+/// [`Pattern`] makes mandatory. Zero misses for reserved VR. Means nothing in other classes, which are promised
+/// no frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MissAllowance {
     /// m.
@@ -162,6 +165,18 @@ impl Contract {
         match self.late_latch {
             Some(l) => self.deadline.saturating_sub(l.window),
             None => self.deadline,
+        }
+    }
+
+    /// Which frames are promised: of a reserved contract those that its allowance of misses makes mandatory.
+    ///
+    /// Where not every frame is ([`Pattern::is_all`]), whoever queues the jobs drops at each vblank what is
+    /// still queued of earlier slots and tells the guest: it has missed, and a tenant's jobs keep their order,
+    /// so it would hold up a mandatory frame behind it.
+    pub fn pattern(&self) -> Pattern {
+        match self.class {
+            Class::Reserved => Pattern::new(self.miss),
+            Class::Elastic | Class::Background => Pattern::ALL,
         }
     }
 }

@@ -6,9 +6,13 @@
 //! tenants' vblanks passes if this test does. A frame and the pauses between its jobs count as one piece
 //! of work, since the scheduler keeps the GPU for it meanwhile.
 //!
+//! Of a tenant that allows misses only the mandatory frames are demands ([`crate::mk`]), in the window of its
+//! pattern that holds most of them; the others run as slack, which the guards keep from doing harm.
+//!
 //! All arithmetic is on integers; the work is bounded by [`MAX_STEPS`].
 
 use crate::contract::{Class, Contract, Guard};
+use crate::mk::Pattern;
 use crate::policy::{GpuCaps, TenantId};
 use alloc::{vec, vec::Vec};
 
@@ -25,6 +29,8 @@ pub(crate) struct Task {
     pub(crate) late_latch: bool,
     /// Least time between releases, ns.
     pub(crate) period: u64,
+    /// Which of the releases are demands; the others' work runs in what is left.
+    pub(crate) pattern: Pattern,
     /// Deadline after the nominal release, ns.
     pub(crate) deadline: u64,
     /// Latest arrival after the nominal release, ns.
@@ -45,9 +51,15 @@ impl Task {
     /// Most work with release and deadline within `t` ns.
     fn demand(&self, t: u64) -> u128 {
         match t.checked_sub(self.reduced()) {
-            Some(rest) => u128::from(rest / self.period + 1) * u128::from(self.cost),
+            Some(rest) => self.pattern.most(rest / self.period + 1) * u128::from(self.cost),
             None => 0,
         }
+    }
+    /// Share of the GPU that it uses, scaled by [`ONE`].
+    fn utilisation(&self) -> u128 {
+        // A pattern's share of 2^40 is rounded up by less than 1.
+        let share = u128::from(self.pattern.share(ONE as u64));
+        (u128::from(self.cost) * share).div_ceil(u128::from(self.period.max(1)))
     }
 }
 
@@ -74,6 +86,7 @@ pub(crate) fn tasks(
         tenant,
         late_latch: false,
         period: c.period.floor().0,
+        pattern: c.pattern(),
         deadline: c.main_deadline().0,
         jitter: c.jitter.0,
         cost: frame_budget(c, caps).saturating_add(pauses),
@@ -108,7 +121,7 @@ pub(crate) struct Passed {
 
 /// Share of the GPU that the tasks use, scaled by [`ONE`].
 fn utilisation(tasks: &[Task]) -> u128 {
-    tasks.iter().map(|t| (u128::from(t.cost) * ONE).div_ceil(u128::from(t.period.max(1)))).sum()
+    tasks.iter().map(Task::utilisation).sum()
 }
 
 /// The tasks' share of the GPU in parts per million.
@@ -137,8 +150,9 @@ fn limit(tasks: &[Task], blocking: u64) -> Option<u64> {
     let excess: u128 = tasks
         .iter()
         .map(|t| {
-            let share = (u128::from(t.cost) * ONE).div_ceil(u128::from(t.period));
-            share * u128::from(t.period.saturating_sub(t.reduced()))
+            // Where not every release is a demand, an interval may begin with one more than their share.
+            let more = if t.pattern.is_all() { 0 } else { u128::from(t.cost) * ONE };
+            t.utilisation() * u128::from(t.period.saturating_sub(t.reduced())) + more
         })
         .sum();
     let linear = saturate((excess + u128::from(blocking) * ONE) / free + 1);
@@ -150,7 +164,7 @@ fn limit(tasks: &[Task], blocking: u64) -> Option<u64> {
                 .iter()
                 .map(|t| {
                     let n = (busy + u128::from(t.jitter)).div_ceil(u128::from(t.period));
-                    n * u128::from(t.cost)
+                    t.pattern.most(saturate(n)) * u128::from(t.cost)
                 })
                 .sum::<u128>();
         if next == busy {

@@ -7,6 +7,7 @@
 //! * [`admission`]: whether one more contract can be kept; [`phase`]: where its vblanks should lie.
 //! * [`policy`]: the [`policy::Policy`] trait, the jobs it orders and what it decides.
 //! * [`beamline`], [`fifo`], [`passthrough`]: the policies; [`PolicyKind`] makes one by name.
+//! * [`mk`]: which frames of a contract that allows misses are mandatory.
 //! * [`budget`] and [`predict`]: what a tenant may still use, and what its jobs are expected to cost.
 //! * `sim` (feature `sim`, with std): the policies over a modelled GPU and modelled guests, in virtual time.
 #![no_std]
@@ -24,6 +25,7 @@ pub mod fifo;
 mod guard;
 mod heap;
 mod kind;
+pub mod mk;
 pub mod passthrough;
 pub mod phase;
 pub mod policy;

@@ -8,6 +8,7 @@
 
 use crate::contract::{Class, Contract, Sink};
 use crate::demand::{self, Shortage, Task};
+use crate::mk::Pattern;
 use crate::policy::{GpuCaps, TenantId};
 use alloc::{vec, vec::Vec};
 use beamline_abi::Nanos;
@@ -245,11 +246,15 @@ fn bursts(tenants: &[(TenantId, Contract, Nanos)], caps: &GpuCaps) -> Result<Vec
         .saturating_add(hyperperiod.saturating_mul(5) / 2)
         .saturating_add(due.saturating_mul(2));
     let mut bursts = vec![];
-    let all: Vec<Task> = reserved().flat_map(|(id, c, _)| demand::tasks(*id, c, caps)).collect();
+    // Every frame counts, also one that may miss: which are mandatory repeats only after many hyperperiods.
+    let tasks = |id: TenantId, c: &Contract| {
+        demand::tasks(id, c, caps).map(|t| Task { pattern: Pattern::ALL, ..t })
+    };
+    let all: Vec<Task> = reserved().flat_map(|(id, c, _)| tasks(*id, c)).collect();
     // With no more work than time, intervals longer than a hyperperiod show nothing new.
     demand::not_overloaded(&all).map_err(Phased::Short)?;
     for (id, c, phase) in reserved() {
-        for task in demand::tasks(*id, c, caps) {
+        for task in tasks(*id, c) {
             for k in 0.. {
                 let vblank = phase.0.saturating_add(c.period.times(k).0);
                 if vblank > horizon {

@@ -1,6 +1,7 @@
 //! A small discrete-event driver over any policy, in virtual time, and what must hold under it.
 
 use crate::contract::{Class, Contract};
+use crate::mk;
 use crate::policy::{Decision, GpuCaps, JobSpec, Policy, TenantId, Ticket, Vblank};
 use alloc::collections::BTreeMap;
 use alloc::{vec, vec::Vec};
@@ -49,6 +50,11 @@ pub(crate) struct Tally {
     pub(crate) granted: u64,
     /// Least GPU time in any four periods, ns.
     pub(crate) least: u64,
+    /// Frames due by the end, their late latch included, that were in time; and those that were not.
+    pub(crate) kept: u64,
+    pub(crate) broken: u64,
+    /// The most of the latter in any k in a row, with the contract's k.
+    pub(crate) most_missed: u32,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +79,8 @@ pub(crate) struct Sim<'a> {
     order: Vec<Vec<u32>>,
     pub(crate) tally: Vec<Tally>,
     window: Vec<Vec<u64>>,
+    /// By slot: how much of each frame was in time, its late latch counted apart.
+    results: Vec<Vec<u8>>,
     running: u32,
     caps: GpuCaps,
     last_tenant: Option<u16>,
@@ -97,6 +105,7 @@ impl<'a> Sim<'a> {
             order: vec![vec![]; n],
             tally: vec![Tally::default(); n],
             window: vec![vec![]; n],
+            results: vec![vec![]; n],
             running: 0,
             caps,
             last_tenant: None,
@@ -141,10 +150,44 @@ impl<'a> Sim<'a> {
         for (t, w) in self.window.iter().enumerate() {
             self.tally[t].least = w.windows(5).map(|w| w[4] - w[0]).min().unwrap_or(0);
         }
+        self.judge(end);
         for ((job, _, running), t) in self.live.values().map(|l| (l, usize::from(l.0.tenant.0))) {
             assert!(*running || self.order[t].contains(&job.ticket.0), "a job was lost");
         }
         self.tally
+    }
+
+    /// Whole frames. The first is left out: a tenant's releases are known from its first vblank on.
+    fn judge(&mut self, end: u64) {
+        for (t, results) in self.results.iter().enumerate() {
+            let guest = &self.guests[t];
+            let whole = if guest.late.is_some() { 2 } else { 1 };
+            let due = |slot: u64| self.vblank_time(t, slot) + guest.contract.deadline.0 <= end;
+            let kept: Vec<bool> = (1..)
+                .zip(results.iter().skip(1))
+                .take_while(|&(slot, _)| due(slot))
+                .map(|(_, &parts)| parts == whole)
+                .collect();
+            let tally = &mut self.tally[t];
+            tally.kept = kept.iter().filter(|&&k| k).count() as u64;
+            tally.broken = kept.len() as u64 - tally.kept;
+            tally.most_missed = mk::most_missed(&kept, guest.contract.miss.frames);
+        }
+    }
+
+    /// What is still queued of a tenant that may miss has missed: it makes room for the next frame.
+    fn drop_overdue(&mut self, t: usize) {
+        self.policy.drop_jobs(TenantId(t as u16));
+        for ticket in self.order[t].drain(..) {
+            self.live.remove(&ticket);
+            self.free.insert(0, ticket);
+        }
+    }
+
+    /// Whether the rest of a frame was dropped.
+    fn is_overdue(&self, t: usize, slot: u64) -> bool {
+        let newest = self.results[t].len() as u64 - 1;
+        !self.guests[t].contract.pattern().is_all() && slot < newest
     }
 
     fn dispatch(&mut self, now: u64) {
@@ -182,6 +225,7 @@ impl<'a> Sim<'a> {
 
     fn handle(&mut self, now: u64, event: Event) {
         match event {
+            Event::Arrive(t, slot, _) | Event::Late(t, slot) if self.is_overdue(t, slot) => {}
             Event::Vblank(t, slot) => self.vblank(now, t, slot),
             Event::Arrive(t, slot, job) => {
                 let g = &self.guests[t];
@@ -222,6 +266,10 @@ impl<'a> Sim<'a> {
     fn vblank(&mut self, now: u64, t: usize, slot: u64) {
         let next = self.vblank_time(t, slot + 1);
         let vblank = Vblank { seq: slot, time: Nanos(now), next: Nanos(next) };
+        self.results[t].push(0);
+        if !self.guests[t].contract.pattern().is_all() {
+            self.drop_overdue(t);
+        }
         self.policy.vblank(TenantId(t as u16), vblank);
         self.window[t].push(self.tally[t].gpu);
         self.at(next, Event::Vblank(t, slot + 1));
@@ -286,12 +334,14 @@ impl<'a> Sim<'a> {
         if self.guests[t].flood > 0 {
             self.at(now, Event::Flood(t));
         } else if job.late_latch {
+            self.results[t][job.slot as usize] += u8::from(missed == 0);
             self.tally[t].late_jobs += 1;
             self.tally[t].late_missed += missed;
         } else if usize::from(job.job.0) + 1 < main {
             let pause = self.numbers.upto(gap);
             self.at(now + pause, Event::Arrive(t, job.slot, usize::from(job.job.0) + 1));
         } else {
+            self.results[t][job.slot as usize] += u8::from(missed == 0);
             self.tally[t].frames += 1;
             self.tally[t].missed += missed;
             if self.guests[t].late.is_some() {
@@ -324,3 +374,6 @@ impl Guest {
 #[cfg(test)]
 #[path = "sim_cases.rs"]
 mod cases;
+#[cfg(test)]
+#[path = "sim_misses.rs"]
+mod misses;

@@ -3,6 +3,7 @@
 use crate::budget::{Minimum, Server};
 use crate::contract::{Class, Contract};
 use crate::demand;
+use crate::mk::Pattern;
 use crate::policy::{GpuCaps, JobSpec};
 use crate::predict::Predictor;
 use crate::slack::Clear;
@@ -26,6 +27,7 @@ pub(crate) struct Tenant {
     pub(crate) late: Server,
     pub(crate) minimum: Minimum,
     pub(crate) predictor: Predictor,
+    pub(crate) pattern: Pattern,
     /// When the current period ends.
     pub(crate) period_end: u64,
     /// Declared pauses left in the current frame.
@@ -53,6 +55,7 @@ impl Tenant {
             ),
             minimum: Minimum::new(contract.budget.0),
             predictor: Predictor::new(contract),
+            pattern: contract.pattern(),
             period_end: 0,
             pauses: 0,
             resume_by: None,
@@ -72,9 +75,14 @@ impl Tenant {
         job.late_latch && self.contract.late_latch.is_some()
     }
 
+    /// Whether the contract promises nothing for this job's frame: one of a reserved tenant that may miss.
+    pub(crate) fn is_optional(&self, job: &JobSpec) -> bool {
+        !self.pattern.is_mandatory(job.slot)
+    }
+
     /// Whether this job runs as reserved work.
     pub(crate) fn pays(&self, job: &JobSpec) -> bool {
-        if self.contract.class != Class::Reserved {
+        if self.contract.class != Class::Reserved || self.is_optional(job) {
             return false;
         }
         let expected = self.expected(job).0;
@@ -96,8 +104,13 @@ impl Tenant {
         let span = self.span(job);
         let put_off = self.behind && now > self.in_time(job);
         let put_off = put_off.then(|| now.saturating_add(span));
-        let period = self.contract.period.floor().0;
-        self.server(job).due(job.slot, nominal, put_off, now, busy, period)
+        let mut apart = self.contract.period.floor().0;
+        if !self.pattern.is_all() {
+            // Late ones keep the pattern's distance too: they are never denser than admission has charged.
+            let last = self.server(job).last_slot().unwrap_or(0);
+            apart = apart.saturating_mul(job.slot.saturating_sub(last).max(1));
+        }
+        self.server(job).due(job.slot, nominal, put_off, now, busy, apart)
     }
 
     /// Notes whether a job comes as its contract says. `first`: nothing else of the tenant is queued.
@@ -118,11 +131,11 @@ impl Tenant {
     }
 
     /// Work beyond the tenant's budget is done: what waited behind it counts as released only now.
-    pub(crate) fn note_own_delay(&mut self, head: Option<&JobSpec>, now: u64) {
-        self.behind = true;
-        if let Some(head) = head
-            && now > self.in_time(head)
-        {
+    pub(crate) fn note_own_delay(&mut self, done: &JobSpec, head: Option<&JobSpec>, now: u64) {
+        let held_up = head.filter(|head| now > self.in_time(head));
+        // An optional frame that held nothing up has kept its contract.
+        self.behind |= !self.is_optional(done) || held_up.is_some();
+        if let Some(head) = held_up {
             self.server(head).displace(head.slot);
         }
     }
@@ -162,6 +175,10 @@ impl Tenant {
 
     pub(crate) fn charge(&mut self, job: &JobSpec, cost: u64) {
         let debt = self.frames.debt();
+        if self.is_optional(job) {
+            // It runs in what is left, so no account pays for it and it is owed to nobody.
+            return;
+        }
         match self.contract.class {
             // Its own budget; what goes beyond is repaid by the tenant's frames.
             Class::Reserved if self.is_late(job) => {

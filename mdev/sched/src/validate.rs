@@ -1,6 +1,7 @@
 //! Stage 4, schedule: whether a contract makes sense by itself.
 
 use crate::contract::{Class, Contract};
+use crate::demand;
 use beamline_abi::Nanos;
 
 /// Shortest longest job: below it, the scheduler itself would cost more.
@@ -21,7 +22,7 @@ pub enum ContractError {
     },
     /// `budget` of a reserved contract.
     #[error(
-        "budget is {budget}; a reserved frame needs more than 0 and at most {most} before its deadline"
+        "budget is {budget}; a reserved frame needs more than 0 and at most {most}: no more than its period, and before its deadline or late-latch window"
     )]
     Budget {
         /// As given.
@@ -59,9 +60,21 @@ pub enum ContractError {
         /// Largest allowed.
         period: Nanos,
     },
+    /// `gap` of a reserved contract.
+    #[error(
+        "gap is {gap}; the {pauses} pauses between a frame's jobs must fit beside its budget before its deadline or late-latch window, so at most {most} each (a longer max_job makes fewer)"
+    )]
+    Pauses {
+        /// As given.
+        gap: Nanos,
+        /// Pauses of a frame: jobs of `max_job` that the budget holds, less one.
+        pauses: u64,
+        /// Largest allowed.
+        most: Nanos,
+    },
     /// `jitter`.
     #[error(
-        "jitter is {jitter}; with the budget it must end by the main deadline, so at most {most}"
+        "jitter is {jitter}; with budget and gaps it must end by the main deadline, so at most {most}"
     )]
     Jitter {
         /// As given.
@@ -101,6 +114,16 @@ pub enum ContractError {
         /// As given.
         frames: u32,
     },
+    /// `deadline` beside allowed misses.
+    #[error(
+        "deadline is {deadline}; where misses are allowed it must be at most one period, {period}: a miss is known by the next vblank"
+    )]
+    MissDeadline {
+        /// As given.
+        deadline: Nanos,
+        /// Largest allowed.
+        period: Nanos,
+    },
     /// `depth`.
     #[error("depth is {depth}; it must be 1 to 4")]
     Depth {
@@ -126,11 +149,12 @@ pub fn contract(c: &Contract) -> Result<(), ContractError> {
     }
     late_latch(c)?;
     let main = c.main_deadline();
-    let budget = c.budget;
-    if c.class == Class::Reserved && (budget == Nanos::ZERO || budget > main) {
-        return Err(ContractError::Budget { budget, most: main });
-    }
     let period = c.period.floor();
+    let budget = c.budget;
+    let most = main.min(period);
+    if c.class == Class::Reserved && (budget == Nanos::ZERO || budget > most) {
+        return Err(ContractError::Budget { budget, most });
+    }
     if c.class != Class::Reserved && budget > period {
         return Err(ContractError::Minimum { budget, period });
     }
@@ -140,8 +164,15 @@ pub fn contract(c: &Contract) -> Result<(), ContractError> {
     if c.gap > period {
         return Err(ContractError::Gap { gap: c.gap, period });
     }
+    let pauses = demand::jobs_per_frame(c) - 1;
+    let spare = main.saturating_sub(budget);
+    if c.class == Class::Reserved && c.gap.0.saturating_mul(pauses) > spare.0 {
+        let most = Nanos(spare.0 / pauses.max(1));
+        return Err(ContractError::Pauses { gap: c.gap, pauses, most });
+    }
     let most = match c.class {
-        Class::Reserved => main.saturating_sub(budget).min(period),
+        // No overflow: the pauses were just found to fit.
+        Class::Reserved => spare.saturating_sub(Nanos(c.gap.0.saturating_mul(pauses))).min(period),
         Class::Elastic | Class::Background => period,
     };
     if c.jitter > most {
@@ -149,6 +180,10 @@ pub fn contract(c: &Contract) -> Result<(), ContractError> {
     }
     if c.miss.misses >= c.miss.frames {
         return Err(ContractError::Miss { misses: c.miss.misses, frames: c.miss.frames });
+    }
+    if !c.pattern().is_all() && c.deadline > c.period.ceil() {
+        let (deadline, period) = (c.deadline, c.period.ceil());
+        return Err(ContractError::MissDeadline { deadline, period });
     }
     if !(1..=1_000).contains(&c.weight) {
         return Err(ContractError::Weight { weight: c.weight });
@@ -178,3 +213,7 @@ fn late_latch(c: &Contract) -> Result<(), ContractError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "validate_tests.rs"]
+mod tests;
