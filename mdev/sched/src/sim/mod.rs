@@ -5,14 +5,25 @@
 //! give the same outcome, bit by bit.
 //!
 //! * [`scenario`]: what is simulated, checked; [`cost`]: how long things take.
+//! * [`run`]: the engine; `gpu`, `guest` and `work` are its models.
 //! * [`outcome`]: what came of one run; [`runs`]: of several seeds together.
 
 pub mod cost;
+mod engine;
+mod gpu;
+mod guest;
+mod ledger;
 pub mod outcome;
+mod place;
 pub mod runs;
 pub mod scenario;
+#[cfg(test)]
+mod tests;
+mod work;
 
 pub use cost::Cost;
+pub use engine::run;
 pub use outcome::{Outcome, OwnCause, Span, Tally, TenantOutcome};
 pub use runs::{Interval, Runs};
 pub use scenario::{Options, Phases, Scenario, ScenarioError, Tenant, Work};
+pub use work::mean_demand;

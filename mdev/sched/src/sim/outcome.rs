@@ -3,6 +3,7 @@
 use super::scenario::Options;
 use crate::contract::{Class, Contract};
 use beamline_abi::Nanos;
+use core::fmt;
 use hdrhistogram::Histogram;
 use std::string::String;
 use std::vec::Vec;
@@ -105,6 +106,32 @@ impl OwnCause {
     }
 }
 
+/// A histogram of completion times, ns.
+#[derive(Clone, PartialEq)]
+pub struct Completion(Histogram<u64>);
+
+impl Default for Completion {
+    fn default() -> Self {
+        let histogram = Histogram::new_with_bounds(1_000, HISTOGRAM_MAX, 3);
+        Self(histogram.expect("the bounds are constants in range"))
+    }
+}
+
+impl core::ops::Deref for Completion {
+    type Target = Histogram<u64>;
+    fn deref(&self) -> &Histogram<u64> {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Completion {
+    /// What was counted, by value.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let counts = self.iter_recorded().map(|v| (v.value_iterated_to(), v.count_at_value()));
+        f.debug_map().entries(counts).finish()
+    }
+}
+
 /// One tenant's part.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TenantOutcome {
@@ -132,7 +159,7 @@ pub struct TenantOutcome {
     pub miss_run: u64,
     /// From vblank to end of the frame, of those that kept the contract, ns. A frame that was not begun counts
     /// with the time until the next one's end, since that is how long its image stood.
-    pub completion: Histogram<u64>,
+    pub completion: Completion,
     /// The longest of them, ns.
     pub worst: Nanos,
     /// GPU time, ns.
@@ -157,7 +184,7 @@ impl TenantOutcome {
             stale: 0,
             late_latch: Tally::default(),
             miss_run: 0,
-            completion: new_histogram(),
+            completion: Completion::default(),
             worst: Nanos::ZERO,
             gpu: Nanos::ZERO,
             jobs: 0,
@@ -181,7 +208,7 @@ impl TenantOutcome {
     pub fn completed(&mut self, after: u64) {
         self.worst = self.worst.max(Nanos(after));
         // Cannot fail: the value is within the histogram's range.
-        let _ = self.completion.record(after.min(HISTOGRAM_MAX));
+        let _ = self.completion.0.record(after.min(HISTOGRAM_MAX));
     }
 
     /// Adds another run's counts.
@@ -195,7 +222,7 @@ impl TenantOutcome {
         self.late_latch.add(other.late_latch);
         self.miss_run = self.miss_run.max(other.miss_run);
         // Cannot fail: both have the same bounds.
-        let _ = self.completion.add(&other.completion);
+        let _ = self.completion.0.add(&other.completion.0);
         self.worst = self.worst.max(other.worst);
         self.gpu += other.gpu;
         self.jobs += other.jobs;
@@ -204,11 +231,6 @@ impl TenantOutcome {
             self.refused.clone_from(&other.refused);
         }
     }
-}
-
-/// An empty histogram of the kind used here.
-pub fn new_histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1_000, HISTOGRAM_MAX, 3).expect("the bounds are constants in range")
 }
 
 impl Outcome {
