@@ -7,6 +7,8 @@
 //! * [`frame`]: the *frame* context: the commands carried by `SUBMIT_3D`.
 //! * [`reason`]: why the host refused or dropped something.
 //!
+//! `docs/pacer.md` and `docs/frame-context.md` specify both interfaces for those who write another driver.
+//!
 //! All multi-byte fields are little endian. Layouts are asserted at compile time. Values read from the
 //! other side are allegations until checked: every `u32` that selects a meaning has a `from_raw` that
 //! answers `None` for what it does not know.
