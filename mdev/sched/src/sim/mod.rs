@@ -7,8 +7,10 @@
 //! * [`scenario`]: what is simulated, checked; [`cost`]: how long things take.
 //! * [`run`]: the engine; `gpu`, `guest` and `work` are its models.
 //! * [`outcome`]: what came of one run; [`runs`]: of several seeds together.
+//! * [`solo`]: a tenant alone; [`density`]: how many tenants fit.
 
 pub mod cost;
+pub mod density;
 mod engine;
 mod gpu;
 mod guest;
@@ -17,13 +19,16 @@ pub mod outcome;
 mod place;
 pub mod runs;
 pub mod scenario;
+pub mod solo;
 #[cfg(test)]
 mod tests;
 mod work;
 
 pub use cost::Cost;
+pub use density::{Density, Search, density};
 pub use engine::run;
 pub use outcome::{Outcome, OwnCause, Span, Tally, TenantOutcome};
 pub use runs::{Interval, Runs};
 pub use scenario::{Options, Phases, Scenario, ScenarioError, Tenant, Work};
+pub use solo::{interference, solo};
 pub use work::mean_demand;

@@ -1,12 +1,14 @@
 //! What must hold of every run.
 
 use super::cost::Cost;
+use super::density::{Limit, Search, density};
 use super::outcome::{Doing, Outcome, OwnCause};
 use super::run;
 use super::scenario::{
     Burst, Flood, Frames, Options, Overrun, Phases, Scenario, Tenant, Trace, TraceFrame, TraceJob,
     Work,
 };
+use super::solo::{interference, solo};
 use crate::contract::{Class, Contract};
 use crate::kind::PolicyKind;
 use crate::policy::{GpuCaps, Preemption};
@@ -309,4 +311,66 @@ fn a_wrong_scenario_is_refused_with_the_fields_name() {
         let got = message(change);
         assert!(got.starts_with(start), "{got}");
     }
+}
+
+#[test]
+fn alone_a_tenant_has_the_same_frames_and_beside_others_it_waits() {
+    let s = scenario(CAPS, 20_000, reference());
+    let o = options(PolicyKind::Fifo);
+    let (beside, alone) = (run(&s, &o).unwrap(), solo(&s, &o, 1).unwrap());
+    let (beside, alone) = (&beside.tenants[1], &alone.tenants[1]);
+    assert_eq!((beside.frames.due, beside.phase), (alone.frames.due, alone.phase));
+    assert!(interference(beside, alone).unwrap() > 1.5, "{:?}", interference(beside, alone));
+    assert_eq!(interference(alone, alone), Some(1.0));
+    let error = solo(&s, &o, 3).unwrap_err();
+    assert_eq!(error.to_string(), "victim is 3; there are 3 tenants");
+}
+
+#[test]
+fn the_qualified_density_is_the_one_that_counting_says() {
+    // At one phase, each 10 ms hold three jobs of 2.5 ms and a fourth's first 2.47 ms.
+    let work = Work::Frames(frames(&[us(2_500)]));
+    let add = tenant("frame", contract(100, 2_500, 2_500), work);
+    let s = Scenario { density: Some(vec![add]), ..scenario(CAPS, 1_000, vec![]) };
+    let o = Options { phases: Phases::Synchronous, admission: false, ..options(PolicyKind::Fifo) };
+    let find = |threads, o: &Options| {
+        let search = Search { seeds: 5, share: 0.999, threads };
+        density(&s, o, &search, &|_, _| {}).unwrap()
+    };
+    let got = find(1, &o);
+    assert_eq!((got.qualified, got.declared, got.mean), (3, 3, 3), "{got:?}");
+    assert!(matches!(got.limit, Limit::Missed { seed: 1, tenant: 3, .. }), "{got:?}");
+    assert_eq!(find(3, &o), got, "threads change nothing");
+    let admitted = find(2, &Options { admission: true, ..options(PolicyKind::Beamline) });
+    assert!(matches!(admitted.limit, Limit::Refused(_)), "{admitted:?}");
+    assert!((1..=3).contains(&admitted.qualified), "{admitted:?}");
+}
+
+/// 64 tenants at 60, 72, 90 and 120 Hz, 75% of the GPU.
+fn crowd() -> Vec<Tenant> {
+    let one = |i: u64| {
+        let hz = [60, 72, 90, 120][i as usize % 4];
+        let c = Contract { jitter: Nanos::from_micros(500), ..contract(hz, 160, 80) };
+        let jobs = [uniform(40, 70), uniform(40, 70)];
+        let work = Frames { wake: uniform(0, 400), ..frames(&jobs) };
+        tenant(&format!("tenant {i}"), c, Work::Frames(work))
+    };
+    (0..64).map(one).collect()
+}
+
+#[test]
+#[ignore = "takes seconds: prints how fast the simulator is"]
+fn ten_minutes_of_64_tenants() {
+    let s = scenario(GpuCaps { switch_cost: Nanos(5_000), ..CAPS }, 600_000, crowd());
+    let before = std::time::Instant::now();
+    let o = Options { admission: false, ..options(PolicyKind::Beamline) };
+    let o = run(&s, &o).unwrap();
+    let frames: u64 = o.tenants.iter().map(|t| t.frames.due).sum();
+    std::println!(
+        "simulated 10 min of 64 tenants, {frames} frames, in {:.2} s; GPU {:.1}% busy; kept: {:?}",
+        before.elapsed().as_secs_f64(),
+        100.0 * o.utilisation(),
+        o.kept()
+    );
+    assert!(frames > 3_000_000, "{frames}");
 }
