@@ -147,20 +147,7 @@ impl Admission {
         all.push((id, *candidate, phase));
         let tasks: Vec<Task> =
             all.iter().flat_map(|(id, c, _)| demand::tasks(*id, c, &self.caps)).collect();
-        let foreign = all
-            .iter()
-            .filter(|(_, c, _)| c.class != Class::Reserved)
-            .map(|(_, c, _)| c.max_job.0)
-            .max()
-            .unwrap_or(0);
-        let proof = match demand::test(&tasks, foreign, 0, &self.caps) {
-            Ok(_) => Proof::OffsetFree,
-            Err(aligned) => match phase::test(&all, foreign, &self.caps) {
-                Ok(()) => Proof::Phased,
-                Err(Phased::Short(shortage)) => return Err(short(shortage)),
-                Err(Phased::NotApplicable) => return Err(short(aligned)),
-            },
-        };
+        let proof = self.proof(&all)?;
         self.minima(&all, &tasks)?;
         let minima: u64 = all.iter().map(|(_, c, _)| minimum_ppm(c)).sum();
         Ok(Admitted {
@@ -168,6 +155,26 @@ impl Admission {
             proof,
             promised_ppm: demand::utilisation_ppm(&tasks).saturating_add(minima),
         })
+    }
+
+    /// Whether the reserved contracts of the set hold, and what that rests on.
+    pub(crate) fn proof(&self, all: &[Current]) -> Result<Proof, Refusal> {
+        let tasks: Vec<Task> =
+            all.iter().flat_map(|(id, c, _)| demand::tasks(*id, c, &self.caps)).collect();
+        let foreign = all
+            .iter()
+            .filter(|(_, c, _)| c.class != Class::Reserved)
+            .map(|(_, c, _)| c.max_job.0)
+            .max()
+            .unwrap_or(0);
+        match demand::test(&tasks, foreign, 0, &self.caps) {
+            Ok(_) => Ok(Proof::OffsetFree),
+            Err(aligned) => match phase::test(all, foreign, &self.caps) {
+                Ok(()) => Ok(Proof::Phased),
+                Err(Phased::Short(shortage)) => Err(short(shortage)),
+                Err(Phased::NotApplicable) => Err(short(aligned)),
+            },
+        }
     }
 
     /// Whether the background minima fit between the guarded releases.

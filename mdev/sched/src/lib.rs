@@ -8,6 +8,7 @@
 //! * [`policy`]: the [`policy::Policy`] trait, the jobs it orders and what it decides.
 //! * [`beamline`], [`fifo`], [`passthrough`]: the policies; [`PolicyKind`] makes one by name.
 //! * [`mk`]: which frames of a contract that allows misses are mandatory.
+//! * [`slew`]: how vblanks move to another phase.
 //! * [`budget`] and [`predict`]: what a tenant may still use, and what its jobs are expected to cost.
 //! * `sim` (feature `sim`, with std): the policies over a modelled GPU and modelled guests, in virtual time.
 #![no_std]
@@ -36,6 +37,7 @@ pub mod sim;
 #[cfg(test)]
 mod sim_tests;
 mod slack;
+pub mod slew;
 mod tenant;
 #[cfg(test)]
 mod testing;

@@ -79,7 +79,7 @@ fn without_misses_nothing_changes() {
 }
 
 prop_compose! {
-    fn lenient()(
+    pub(super) fn lenient()(
         hz in prop::sample::select(vec![30u64, 60, 72, 90, 120, 144]),
         budget in 100u64..8_000,
         jobs in 1u64..8,

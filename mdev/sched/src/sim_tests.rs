@@ -3,6 +3,7 @@
 use crate::contract::{Class, Contract};
 use crate::mk;
 use crate::policy::{Decision, GpuCaps, JobSpec, Policy, TenantId, Ticket, Vblank};
+use crate::slew::Slew;
 use alloc::collections::BTreeMap;
 use alloc::{vec, vec::Vec};
 use beamline_abi::{FrameId, JobIndex, Nanos};
@@ -29,6 +30,8 @@ impl Numbers {
 pub(crate) struct Guest {
     pub(crate) contract: Contract,
     pub(crate) phase: u64,
+    /// Where its vblanks move from that phase on, if they do.
+    pub(crate) slew: Option<Slew>,
     /// Costs of a frame's jobs; for a flood, of each job in turn.
     pub(crate) jobs: Vec<u64>,
     pub(crate) late: Option<u64>,
@@ -128,7 +131,11 @@ impl<'a> Sim<'a> {
     }
 
     fn vblank_time(&self, t: usize, slot: u64) -> u64 {
-        self.guests[t].phase + self.guests[t].contract.period.times(slot).0
+        let guest = &self.guests[t];
+        match &guest.slew {
+            Some(slew) => slew.time(slot).0,
+            None => guest.phase + guest.contract.period.times(slot).0,
+        }
     }
 
     /// Runs until `end`; answers the tallies.
@@ -363,6 +370,7 @@ impl Guest {
         Self {
             contract,
             phase: phase.0,
+            slew: None,
             jobs,
             late: contract.late_latch.map(|l| l.budget.0),
             flood: if contract.class == Class::Reserved { 0 } else { 4 },
@@ -377,3 +385,6 @@ mod cases;
 #[cfg(test)]
 #[path = "sim_misses.rs"]
 mod misses;
+#[cfg(test)]
+#[path = "sim_slews.rs"]
+mod slews;
