@@ -374,3 +374,38 @@ fn ten_minutes_of_64_tenants() {
     );
     assert!(frames > 3_000_000, "{frames}");
 }
+
+/// A headset and a flood beside a game that does `work`; answers the game and the headset.
+fn beside(work: Frames, policy: PolicyKind) -> [super::TenantOutcome; 2] {
+    let mut tenants = reference();
+    tenants[1].work = Work::Frames(work);
+    let s = scenario(CAPS, 60_000, tenants);
+    let o = run(&s, &options(policy)).unwrap();
+    [o.tenants[1].clone(), o.tenants[0].clone()]
+}
+
+#[test]
+fn whoever_breaks_the_contract_harms_only_itself_and_the_cause_is_named() {
+    let jobs = [uniform(300, 590), uniform(300, 590), uniform(300, 590)];
+    let good = Frames { wake: uniform(0, 900), gap: uniform(0, 190), ..frames(&jobs) };
+    let rare = |typical: u64, most: u64| Cost::Pareto {
+        scale: Nanos::from_micros(typical),
+        shape: 1.0,
+        at_most: Nanos::from_micros(most),
+    };
+    let long = [rare(200, 3_000), uniform(300, 590), uniform(300, 590)];
+    for (cause, work) in [
+        (OwnCause::Budget, Frames { jobs: vec![uniform(500, 600); 15], ..good.clone() }),
+        (OwnCause::MaxJob, Frames { jobs: long.to_vec(), ..good.clone() }),
+        (OwnCause::Jitter, Frames { wake: rare(300, 16_500), ..good.clone() }),
+        (OwnCause::Gap, Frames { gap: rare(50, 15_000), ..good.clone() }),
+    ] {
+        let [game, headset] = beside(work, PolicyKind::Beamline);
+        let own = game.own[cause as usize];
+        assert!(own.due > 100 && own.missed() > 0, "{cause:?}: {:?}", game.own);
+        assert_eq!(headset.kept.missed(), 0, "{cause:?}: {:?}", headset.kept);
+        assert_eq!(headset.kept, headset.frames);
+        let share = game.kept.share().unwrap_or(1.0);
+        assert!(share >= 0.999, "{cause:?}: {:?}", game.kept);
+    }
+}
