@@ -13,6 +13,7 @@ use crate::contract::{Class, Contract, Period};
 use crate::demand::{self, Shortage, Task};
 use crate::phase::{self, Phased};
 use crate::policy::{GpuCaps, TenantId};
+use crate::preempt;
 use crate::validate::{self, ContractError};
 use alloc::vec::Vec;
 use beamline_abi::Nanos;
@@ -164,7 +165,7 @@ impl Admission {
         let foreign = all
             .iter()
             .filter(|(_, c, _)| c.class != Class::Reserved)
-            .map(|(_, c, _)| c.max_job.0)
+            .map(|(_, c, _)| preempt::foreign_chunk(c.max_job.0, &self.caps))
             .max()
             .unwrap_or(0);
         match demand::test(&tasks, foreign, 0, &self.caps) {
@@ -180,18 +181,21 @@ impl Admission {
     /// Whether the background minima fit between the guarded releases.
     ///
     /// Each release costs its work, the time it may be awaited, and before it the gap that a job of
-    /// the longest kind no longer fits into.
+    /// the longest kind, or the part of it that is worth beginning, no longer fits into.
     fn minima(&self, all: &[Current], tasks: &[Task]) -> Result<(), Refusal> {
         let asked_ppm: u64 = all.iter().map(|(_, c, _)| minimum_ppm(c)).sum();
         if asked_ppm == 0 {
             return Ok(());
         }
+        let part = preempt::part(&self.caps);
         let longest = all
             .iter()
             .filter(|(_, c, _)| minimum_ppm(c) > 0)
-            .map(|(_, c, _)| c.max_job.0.saturating_add(self.caps.switch_cost.0))
+            .map(|(_, c, _)| c.max_job.0.min(part).saturating_add(self.caps.switch_cost.0))
             .max()
             .unwrap_or(0);
+        // Slack leaves once before each release, and goes on after it.
+        let leaving = preempt::per_release(&self.caps);
         // The same tolerances that the policy goes by: without foreign blocking.
         let tolerance = demand::tolerances(tasks, &self.caps);
         let taken: u64 = tasks
@@ -205,7 +209,8 @@ impl Admission {
                     (_, false) => t.jitter,
                 };
                 // Every release is guarded, also of frames that are not demands.
-                let each = t.pattern.share(t.cost).saturating_add(awaited).saturating_add(edge);
+                let each = t.pattern.share(t.cost).saturating_add(awaited);
+                let each = each.saturating_add(edge).saturating_add(leaving);
                 ppm(each, t.period)
             })
             .fold(0, u64::saturating_add);

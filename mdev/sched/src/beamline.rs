@@ -19,27 +19,38 @@
 //! off as if it had been due that much later, and so are its tenant's next ones until the reserved work has
 //! paused. So whatever a tenant does, within any interval it gets what admission has charged.
 //!
+//! Where the GPU can be preempted ([`crate::policy::Preemption`]), slack may begin however long it is:
+//! * *Levels*: reserved jobs run above slack, one at a time, so that their order stays here; slack also runs
+//!   while a frame pauses. The guards keep the GPU's grain clear.
+//! * *Full*: one job at a time, asked back when it has to be (`room`); the guards keep that cost clear. Where
+//!   admission rests on the phases, late work is due last instead of put off: the phases have no place for it.
+//!
 //! A tenant is in at most one of the queues, with the job at the head of its list:
 //!
 //! ```text
 //!            submit, job done                    release passed
 //!   Nothing ------------------> Waiting ---------------------------> Reserved (in budget)
 //!      ^                                                       \---> Slack
+//!      ^                                                       \---> Held (by its own job on the GPU)
 //!      '------------- last job granted or dropped ---------------------'
 //! ```
 
 use crate::contract::{Class, Contract, Guard};
-use crate::demand;
+use crate::demand::{self, Task};
 use crate::guard::{Guards, Horizon, Kind, Rule, Span};
 use crate::heap::IndexedHeap;
 use crate::policy::{
-    Decision, Defer, GpuCaps, JobSpec, Policy, QueueFull, TenantId, Ticket, Vblank,
+    Decision, Defer, GpuCaps, JobSpec, Policy, Preemption, QueueFull, TenantId, Ticket, Vblank,
 };
-use crate::queue::{JobTable, Note};
+use crate::preempt;
+use crate::queue::{Finished, JobTable, Note};
 use crate::slack::{Clear, SlackHeap};
-use crate::tenant::{Place, Tenant};
+use crate::tenant::{Breach, Place, Tenant};
 use alloc::vec::Vec;
 use beamline_abi::Nanos;
+
+mod room;
+use room::Running;
 
 /// Reserved tenants up to which the harmless blocking is worked out; beyond, none is assumed harmless.
 const TOLERANCE_TENANTS: usize = 64;
@@ -63,6 +74,8 @@ pub struct Beamline {
     pauses: IndexedHeap<(u64, u64)>,
     in_flight: u32,
     reserved_in_flight: u32,
+    /// The job on the GPU, where it can be asked back.
+    running: Option<Running>,
     /// Busy periods of reserved work so far.
     busy: u64,
     /// Sums over the jobs in flight, ns.
@@ -83,6 +96,7 @@ impl Beamline {
         // Tenants are numbered by u16 and tickets by u32.
         let max_tenants = max_tenants.min(usize::from(u16::MAX) + 1);
         let max_jobs = max_jobs.min(u32::MAX as usize - 1);
+        let caps = GpuCaps { preemption: caps.preemption.usable(), ..caps };
         Self {
             caps,
             tenants: (0..max_tenants).map(|_| None).collect(),
@@ -94,6 +108,7 @@ impl Beamline {
             pauses: IndexedHeap::new(max_tenants),
             in_flight: 0,
             reserved_in_flight: 0,
+            running: None,
             busy: 0,
             expected_in_flight: 0,
             worst_in_flight: 0,
@@ -102,6 +117,11 @@ impl Beamline {
             longest_job: 0,
             clock: 0,
         }
+    }
+
+    /// How a tenant last broke its contract since it was admitted, if it ever did.
+    pub fn breach(&self, tenant: TenantId) -> Option<Breach> {
+        self.tenant(usize::from(tenant.0))?.breach
     }
 
     fn tenant(&self, t: usize) -> Option<&Tenant> {
@@ -132,10 +152,28 @@ impl Beamline {
                 self.guards.set_tolerance(t, kind, 0);
             }
         }
+        let late_is_last = self.preemption_cost().is_some() && !self.any_alignment(&tasks);
+        for tenant in self.tenants.iter_mut().flatten() {
+            tenant.late_is_last = late_is_last;
+        }
+        let leaving =
+            self.preemption_cost().map(|cost| cost.saturating_add(self.caps.switch_cost.0));
         for (task, tolerance) in tasks.iter().zip(known) {
+            // Slack that may be on the GPU when the work comes is asked back then, and not before.
+            let tolerance = match leaving {
+                Some(leaving) if leaving <= tolerance => u64::MAX,
+                _ => tolerance,
+            };
             let kind = if task.late_latch { Kind::LateLatch } else { Kind::Frame };
             self.guards.set_tolerance(usize::from(task.tenant.0), kind, tolerance);
         }
+    }
+
+    /// Whether the reserved work is in time at every alignment of the vblanks, so that it may also come late.
+    fn any_alignment(&self, tasks: &[Task]) -> bool {
+        let others = self.tenants.iter().flatten().filter(|t| t.contract.class != Class::Reserved);
+        let jobs = others.map(|t| preempt::foreign_chunk(t.contract.max_job.0, &self.caps));
+        !tasks.is_empty() && demand::test(tasks, jobs.max().unwrap_or(0), 0, &self.caps).is_ok()
     }
 
     fn set_rules(&mut self, t: usize, c: &Contract) {
@@ -164,7 +202,7 @@ impl Beamline {
             Some(Place::Waiting) => self.waiting.remove(t),
             Some(Place::Reserved) => self.reserved.remove(t),
             Some(Place::Slack) => self.slack.remove(t),
-            Some(Place::Nothing) | None => {}
+            Some(Place::Nothing | Place::Held) | None => {}
         }
         if let Some(t) = self.tenant_mut(t) {
             t.place = Place::Nothing;
@@ -179,7 +217,7 @@ impl Beamline {
             return;
         };
         let (clock, virtual_now, busy) = (self.clock, self.virtual_now, self.busy);
-        let margin = self.caps.guard_margin.0;
+        let GpuCaps { preemption, guard_margin: Nanos(margin), .. } = self.caps;
         let Some(tenant) = self.tenant_mut(t) else {
             return;
         };
@@ -188,7 +226,18 @@ impl Beamline {
             self.waiting.set(t, job.release.0);
             return;
         }
-        if tenant.pays(&job) {
+        let pays = tenant.pays(&job);
+        // Its own job on the GPU may have to wait for others' now, or be asked back: it keeps its order.
+        let held = match preemption {
+            Preemption::None => false,
+            Preemption::Levels { .. } => pays,
+            Preemption::Full { .. } => true,
+        };
+        if held && tenant.on_gpu > 0 {
+            tenant.place = Place::Held;
+            return;
+        }
+        if pays {
             tenant.place = Place::Reserved;
             let key = tenant.deadline(&job, busy, clock);
             self.reserved.set(t, key);
@@ -238,29 +287,106 @@ impl Beamline {
         None
     }
 
-    fn grant(&mut self, t: usize, reserved: bool) -> Option<Decision> {
+    /// Grants a tenant's first job. `due`: of reserved work.
+    fn grant(&mut self, t: usize, now: u64, due: Option<u64>) -> Option<Decision> {
+        let reserved = due.is_some();
         let job = *self.jobs.head(t)?;
-        let switches = self.last_tenant != Some(job.tenant);
         let tenant = self.tenant(t)?;
         let expected = tenant.expected(&job);
-        let note = Note {
-            expected: expected.0,
-            worst: tenant.contract.max_job.0,
-            reserved,
-            switch: if switches { self.caps.switch_cost.0 } else { 0 },
+        let leveled = matches!(self.caps.preemption, Preemption::Levels { .. });
+        let above = leveled && reserved && self.in_flight > 0;
+        // Who had it asked back has paid for its going on.
+        let switches = self.last_tenant != Some(job.tenant) && !tenant.is_resumed(&job);
+        let switch = match (above, switches) {
+            (true, _) => preempt::per_job(&self.caps),
+            (false, true) => self.caps.switch_cost.0,
+            (false, false) => 0,
         };
+        let worst = tenant.worst(&job);
+        let note = Note { expected: expected.0, worst, reserved, switch };
         if !reserved {
             let (line, time) = (tenant.line(), tenant.virtual_time);
             self.virtual_now[line] = self.virtual_now[line].max(time);
         }
+        self.note_running(t, now, due, &note);
         self.jobs.start(t, note)?;
+        if let Some(tenant) = self.tenant_mut(t) {
+            tenant.on_gpu += 1;
+        }
         self.last_tenant = Some(job.tenant);
         self.in_flight += 1;
         self.reserved_in_flight += u32::from(reserved);
         self.expected_in_flight = self.expected_in_flight.saturating_add(note.expected);
         self.worst_in_flight = self.worst_in_flight.saturating_add(note.worst);
         self.replace(t);
-        Some(Decision::Grant { ticket: job.ticket, expected, level: 0 })
+        let level = u8::from(leveled && reserved);
+        Some(Decision::Grant { ticket: job.ticket, expected, level })
+    }
+
+    /// Counts the busy periods of reserved work: one ends here if none waits, runs or pauses.
+    fn note_busy(&mut self, pause: Option<(u64, u64)>) {
+        if self.reserved.is_empty() && self.reserved_in_flight == 0 && pause.is_none() {
+            self.busy += 1;
+        }
+    }
+
+    /// The reserved job that is due first, or until when it waits; `None` where there is none.
+    fn grant_reserved(&mut self, now: u64, pause: Option<(u64, u64)>) -> Option<Decision> {
+        let (t, deadline) = self.reserved.peek()?;
+        let wait = match pause {
+            Some((earlier, until)) if earlier < deadline => Some(until),
+            _ => self.gives_way(t, deadline, now),
+        };
+        match wait {
+            Some(until) => Some(idle(Some(self.or_released(until)), Defer::Guarded)),
+            None => self.grant(t, now, Some(deadline)),
+        }
+    }
+
+    /// Where the GPU knows levels: one reserved job above, and slack below at any time.
+    fn decide_by_level(&mut self, now: u64) -> Decision {
+        let pause = self.pause(now);
+        self.note_busy(pause);
+        let mut wait = pause.map(|(_, until)| until);
+        if self.reserved_in_flight == 0 {
+            match self.grant_reserved(now, pause) {
+                Some(Decision::Idle { until, .. }) => wait = until.map(|at| at.0),
+                Some(grant) => return grant,
+                None => {}
+            }
+        }
+        let below = self.in_flight.saturating_sub(self.reserved_in_flight);
+        let (slack, why) = if below < u32::from(self.caps.in_flight.max(1)) {
+            match self.grant_slack(now) {
+                Decision::Idle { until, why } => (until.map(|at| at.0), why),
+                grant => return grant,
+            }
+        } else {
+            (self.waiting.peek().map(|(_, at)| at), Defer::InFlight)
+        };
+        idle([wait, slack].into_iter().flatten().min(), why)
+    }
+
+    /// A job has left the GPU after `ran` ns on it: what was in flight, and what its tenant has used.
+    fn off_gpu(&mut self, now: u64, job: &Finished, ran: u64) {
+        let Note { expected, worst, reserved, switch } = job.note;
+        self.clock = self.clock.max(now);
+        self.running = None;
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.reserved_in_flight -= u32::from(reserved);
+        self.expected_in_flight = self.expected_in_flight.saturating_sub(expected);
+        self.worst_in_flight = self.worst_in_flight.saturating_sub(worst);
+        let tenant = self.tenant_mut(usize::from(job.spec.tenant.0));
+        let Some(tenant) = tenant.filter(|_| !job.orphan) else {
+            return;
+        };
+        tenant.on_gpu = tenant.on_gpu.saturating_sub(1);
+        let charged = ran.saturating_add(switch);
+        tenant.charge(&job.spec, charged);
+        if !reserved {
+            let weighted = charged / u64::from(tenant.contract.weight.max(1));
+            tenant.virtual_time = tenant.virtual_time.saturating_add(weighted);
+        }
     }
 
     /// The first slack job that ends clear of the guards; else why not, and when to look again.
@@ -288,7 +414,7 @@ impl Beamline {
             ))
         });
         if let Some((t, _)) = found
-            && let Some(grant) = self.grant(t, false)
+            && let Some(grant) = self.grant(t, now, None)
         {
             return grant;
         }
@@ -312,9 +438,15 @@ impl Beamline {
         if self.reserved.len() > 1 || self.reserved_in_flight > 0 {
             return None;
         }
+        let ahead = match self.caps.preemption {
+            Preemption::None => self.expected_in_flight,
+            Preemption::Levels { .. } => 0,
+            // It makes room when it has to.
+            Preemption::Full { .. } => return None,
+        };
         let (tenant, job) = (self.tenant(t)?, self.jobs.head(t)?);
         let kind = if tenant.is_late(job) { Kind::LateLatch } else { Kind::Frame };
-        let cost = tenant.expected(job).0.saturating_add(self.expected_in_flight);
+        let cost = tenant.expected(job).0.saturating_add(ahead);
         let margin = self.caps.switch_cost.0.saturating_add(self.caps.guard_margin.0);
         let end = now.saturating_add(cost).saturating_add(margin);
         let blocking = self.longest_job;
@@ -401,6 +533,9 @@ impl Policy for Beamline {
         self.displace(t);
         self.jobs.clear(t);
         self.pauses.remove(t);
+        if let Some(tenant) = self.tenant_mut(t) {
+            tenant.forget_partial();
+        }
     }
 
     fn vblank(&mut self, tenant: TenantId, vblank: Vblank) {
@@ -456,13 +591,9 @@ impl Policy for Beamline {
         let Some(done) = self.jobs.finish(ticket) else {
             return;
         };
-        self.clock = self.clock.max(now.0);
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.reserved_in_flight -= u32::from(done.note.reserved);
-        self.expected_in_flight = self.expected_in_flight.saturating_sub(done.note.expected);
-        self.worst_in_flight = self.worst_in_flight.saturating_sub(done.note.worst);
         let job = done.spec;
         let t = usize::from(job.tenant.0);
+        self.off_gpu(now.0, &done, cost.0);
         if done.orphan {
             return;
         }
@@ -471,15 +602,10 @@ impl Policy for Beamline {
             return;
         };
         let late = tenant.is_late(&job);
-        let charged = cost.0.saturating_add(done.note.switch);
-        tenant.charge(&job, charged);
-        tenant.predictor.measured(job.job.0, late, cost);
-        if !done.note.reserved {
-            if tenant.contract.class == Class::Reserved {
-                tenant.note_own_delay(&job, head.as_ref(), now.0);
-            }
-            let weighted = charged / u64::from(tenant.contract.weight.max(1));
-            tenant.virtual_time = tenant.virtual_time.saturating_add(weighted);
+        let whole = tenant.finish(&job, cost);
+        tenant.predictor.measured(job.job.0, late, whole);
+        if !done.note.reserved && tenant.contract.class == Class::Reserved {
+            tenant.note_own_delay(&job, head.as_ref(), now.0);
         }
         if done.note.reserved && !late {
             self.begin_pause(t, now.0, &job);
@@ -490,37 +616,43 @@ impl Policy for Beamline {
         }
     }
 
-    fn preempted(&mut self, _now: Nanos, _ticket: Ticket, _ran: Nanos) {
-        // This policy asks no job back yet.
+    fn preempted(&mut self, now: Nanos, ticket: Ticket, ran: Nanos) {
+        let Some(back) = self.jobs.put_back(ticket) else {
+            return;
+        };
+        let t = usize::from(back.spec.tenant.0);
+        self.off_gpu(now.0, &back, ran.0);
+        if back.orphan {
+            return;
+        }
+        // Its tenant was not away meanwhile.
+        self.displace(t);
+        if let Some(tenant) = self.tenant_mut(t) {
+            tenant.interrupt(&back.spec, ran.0);
+            tenant.place = Place::Held;
+        }
+        self.replace(t);
     }
 
     fn decide(&mut self, now: Nanos) -> Decision {
         let now = now.0;
         self.release(now);
+        if let (Some(run), Some(cost)) = (self.running, self.preemption_cost()) {
+            return self.make_room(run, cost, now);
+        }
         if self.jobs.queued() == 0 {
             return idle(None, Defer::Empty);
+        }
+        if matches!(self.caps.preemption, Preemption::Levels { .. }) {
+            return self.decide_by_level(now);
         }
         if self.in_flight >= u32::from(self.caps.in_flight.max(1)) {
             return idle(None, Defer::InFlight);
         }
         let pause = self.pause(now);
-        if self.reserved.is_empty() && self.reserved_in_flight == 0 && pause.is_none() {
-            self.busy += 1;
-        }
-        if let Some((t, deadline)) = self.reserved.peek() {
-            match pause {
-                Some((earlier, until)) if earlier < deadline => {
-                    return idle(Some(self.or_released(until)), Defer::Guarded);
-                }
-                _ => {
-                    if let Some(until) = self.gives_way(t, deadline, now) {
-                        return idle(Some(self.or_released(until)), Defer::Guarded);
-                    }
-                    if let Some(grant) = self.grant(t, true) {
-                        return grant;
-                    }
-                }
-            }
+        self.note_busy(pause);
+        if let Some(decision) = self.grant_reserved(now, pause) {
+            return decision;
         }
         match pause {
             Some((_, until)) => {

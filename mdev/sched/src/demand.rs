@@ -9,11 +9,23 @@
 //! Of a tenant that allows misses only the mandatory frames are demands ([`crate::mk`]), in the window of its
 //! pattern that holds most of them; the others run as slack, which the guards keep from doing harm.
 //!
+//! *Making room.* Where a GPU can be preempted, blocking shrinks and demand grows ([`crate::preempt`]). Consider
+//! an interval that ends with a deadline and begins when the last of the work due by then begins to wait:
+//! * Under levels, slack never runs in it except for the `grain` that each reserved job of the interval may
+//!   wait for; reserved work that is due later blocks once, by one job with its own grain, as without preemption.
+//! * Under full preemption, every job that is asked back within the interval is so for one release of the
+//!   interval, and a release waits for one job only. If that was due by the end of the interval too, leaving
+//!   and going on (2 × `cost`) and a switch are added; what it ran meanwhile is demand anyhow. If it was due
+//!   later, it goes on after the interval, so its last run, at most `cost` because only who is expected to end
+//!   within that is left alone, and its leaving fit into the same charge. What is on its way out already when the
+//!   interval begins is the blocking: at most `cost`, or one job where that is shorter.
+//!
 //! All arithmetic is on integers; the work is bounded by [`MAX_STEPS`].
 
-use crate::contract::{Class, Contract, Guard};
+use crate::contract::{Class, Contract, Guard, LateLatch};
 use crate::mk::Pattern;
 use crate::policy::{GpuCaps, TenantId};
+use crate::preempt;
 use alloc::{vec, vec::Vec};
 
 /// Bound on (test points × tasks).
@@ -35,9 +47,9 @@ pub(crate) struct Task {
     pub(crate) deadline: u64,
     /// Latest arrival after the nominal release, ns.
     pub(crate) jitter: u64,
-    /// GPU time with switches and pauses, ns.
+    /// GPU time with switches, pauses and what making room for it costs others, ns.
     pub(crate) cost: u64,
-    /// Longest job, ns.
+    /// The longest that a job of it holds up reserved work that is due earlier, ns.
     pub(crate) chunk: u64,
     /// Whether elastic and background work never blocks it.
     pub(crate) release_guard: bool,
@@ -68,10 +80,16 @@ pub(crate) fn jobs_per_frame(c: &Contract) -> u64 {
     c.budget.0.div_ceil(c.max_job.0.max(1)).max(1)
 }
 
-/// GPU ns that a frame's jobs may use with their switches.
+/// GPU ns that a frame's jobs may use with their switches and the preemption they may cause.
 pub(crate) fn frame_budget(c: &Contract, caps: &GpuCaps) -> u64 {
-    let switches = jobs_per_frame(c).saturating_mul(caps.switch_cost.0);
-    c.budget.0.saturating_add(switches)
+    let switches = jobs_per_frame(c).saturating_mul(preempt::per_job(caps));
+    c.budget.0.saturating_add(switches).saturating_add(preempt::per_release(caps))
+}
+
+/// The same for a late latch, which is one job.
+pub(crate) fn late_budget(l: &LateLatch, caps: &GpuCaps) -> u64 {
+    let making_room = preempt::per_job(caps).saturating_add(preempt::per_release(caps));
+    l.budget.0.saturating_add(making_room)
 }
 
 /// The demands of a reserved contract; none of any other.
@@ -86,18 +104,18 @@ pub(crate) fn tasks(
         tenant,
         late_latch: false,
         period: c.period.floor().0,
-        pattern: c.pattern(),
+        pattern: preempt::pattern(c, caps),
         deadline: c.main_deadline().0,
         jitter: c.jitter.0,
         cost: frame_budget(c, caps).saturating_add(pauses),
-        chunk: c.max_job.0,
+        chunk: preempt::chunk(c.max_job.0, caps),
         release_guard: c.guard == Guard::Release,
     };
     let late = c.late_latch.map(|l| Task {
         late_latch: true,
         deadline: l.window.0,
         jitter: 0,
-        cost: l.budget.0.saturating_add(caps.switch_cost.0),
+        cost: late_budget(&l, caps),
         ..frame
     });
     reserved.then_some(frame).into_iter().chain(late.filter(|_| reserved))
@@ -178,7 +196,7 @@ fn limit(tasks: &[Task], blocking: u64) -> Option<u64> {
     Some(linear)
 }
 
-/// Tests the set. `foreign`: longest job of elastic and background tenants; `room`: up to which blocking the
+/// Tests the set. `foreign`: the longest that elastic and background work holds up any other; `room`: up to which blocking the
 /// tolerances are of interest, ns. The longer, the longer the intervals that are looked at.
 pub(crate) fn test(
     tasks: &[Task],
@@ -189,9 +207,8 @@ pub(crate) fn test(
     if tasks.is_empty() {
         return Ok(Passed { tolerance: vec![] });
     }
-    let depth = u64::from(caps.in_flight.max(1));
     let longest = tasks.iter().map(|t| t.chunk).max().unwrap_or(0);
-    let block = |chunk: u64| chunk.saturating_add(caps.switch_cost.0).saturating_mul(depth);
+    let block = |chunk: u64| preempt::block(chunk, caps);
     let overload = |interval: u64| Shortage {
         interval,
         demand: saturate(utilisation(tasks) * u128::from(interval) / ONE).max(interval),

@@ -87,9 +87,9 @@ impl ArrivalOrder {
     }
 
     pub(crate) fn preempted(&mut self, ticket: Ticket) {
-        if let Some(job) = self.jobs.put_back(ticket) {
+        if let Some(back) = self.jobs.put_back(ticket) {
             self.in_flight = self.in_flight.saturating_sub(1);
-            self.file(usize::from(job.tenant.0));
+            self.file(usize::from(back.spec.tenant.0));
         }
     }
 

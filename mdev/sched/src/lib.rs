@@ -31,9 +31,12 @@ pub mod passthrough;
 pub mod phase;
 pub mod policy;
 pub mod predict;
+mod preempt;
 mod queue;
 #[cfg(feature = "sim")]
 pub mod sim;
+#[cfg(test)]
+mod sim_gpu;
 #[cfg(test)]
 mod sim_tests;
 mod slack;
@@ -54,4 +57,5 @@ pub use passthrough::Passthrough;
 pub use policy::{
     Decision, Defer, GpuCaps, JobSpec, Policy, Preemption, QueueFull, TenantId, Ticket, Vblank,
 };
+pub use tenant::Breach;
 pub use validate::ContractError;

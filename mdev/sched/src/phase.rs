@@ -10,6 +10,7 @@ use crate::contract::{Class, Contract, Sink};
 use crate::demand::{self, Shortage, Task};
 use crate::mk::Pattern;
 use crate::policy::{GpuCaps, TenantId};
+use crate::preempt;
 use alloc::{vec, vec::Vec};
 use beamline_abi::Nanos;
 
@@ -171,10 +172,9 @@ pub(crate) fn test(
     caps: &GpuCaps,
 ) -> Result<(), Phased> {
     let bursts = bursts(tenants, caps)?;
-    let depth = u64::from(caps.in_flight.max(1));
     let block = |chunk: u64| match chunk {
         0 => 0,
-        chunk => chunk.saturating_add(caps.switch_cost.0).saturating_mul(depth),
+        chunk => preempt::block(chunk, caps),
     };
     let guarded = bursts.iter().all(|b| b.release_guard);
     let foreign = if guarded { 0 } else { foreign };

@@ -163,17 +163,18 @@ impl JobTable {
         Some(Finished { spec: slot.spec, note: slot.note, orphan: life != slot.life })
     }
 
-    /// A running job waits again, as the first of its tenant's; answers its spec, unless its tenant is gone: then
-    /// it is forgotten.
-    pub(crate) fn put_back(&mut self, ticket: Ticket) -> Option<JobSpec> {
+    /// A running job waits again, as the first of its tenant's; if its tenant is gone, it is forgotten. `None`
+    /// where none of that name runs.
+    pub(crate) fn put_back(&mut self, ticket: Ticket) -> Option<Finished> {
         let slot = self.slots.get_mut(ticket.0 as usize)?;
         if slot.state != State::Running {
             return None;
         }
         let list = self.lists.get_mut(usize::from(slot.spec.tenant.0))?;
-        if list.life != slot.life || !list.open {
+        let back = Finished { spec: slot.spec, note: slot.note, orphan: list.life != slot.life };
+        if back.orphan || !list.open {
             slot.state = State::Free;
-            return None;
+            return Some(back);
         }
         slot.state = State::Queued;
         slot.next = core::mem::replace(&mut list.head, ticket.0);
@@ -181,7 +182,7 @@ impl JobTable {
             list.tail = ticket.0;
         }
         self.queued += 1;
-        Some(slot.spec)
+        Some(back)
     }
 
     fn take_head(&mut self, tenant: usize, state: State) -> Option<u32> {

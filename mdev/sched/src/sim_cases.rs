@@ -1,13 +1,17 @@
 use super::*;
 use crate::admission::{Admission, Current, Proof};
+use crate::beamline::Beamline;
 use crate::contract::{Guard, LateLatch, Period};
 use crate::kind::PolicyKind;
+use crate::policy::Preemption;
+use crate::preempt;
+use crate::tenant::Breach;
 use crate::testing::{CAPS, contract, flood, game, vr};
 use proptest::prelude::*;
 
 /// Admits what it can of `contracts`, in order.
-fn admitted(contracts: &[Contract]) -> Vec<Current> {
-    let admission = Admission::new(CAPS, 64);
+pub(super) fn admitted(contracts: &[Contract], caps: GpuCaps) -> Vec<Current> {
+    let admission = Admission::new(caps, 64);
     let mut set: Vec<Current> = vec![];
     for c in contracts {
         if let Ok(got) = admission.try_admit(&set, c) {
@@ -17,7 +21,7 @@ fn admitted(contracts: &[Contract]) -> Vec<Current> {
     set
 }
 
-fn guests(set: &[Current]) -> Vec<Guest> {
+pub(super) fn guests(set: &[Current]) -> Vec<Guest> {
     set.iter().map(|(_, c, phase)| Guest::of(*c, *phase)).collect()
 }
 
@@ -26,8 +30,26 @@ fn run(kind: PolicyKind, guests: Vec<Guest>, end: u64, seed: u64) -> Vec<Tally> 
     Sim::new(policy.as_mut(), guests, CAPS, seed).run(end)
 }
 
+/// Under the frame-contract policy, in any class.
+pub(super) fn run_on(caps: GpuCaps, guests: Vec<Guest>, end: u64, seed: u64) -> Vec<Tally> {
+    run_for_breaches(caps, guests, end, seed).0
+}
+
+/// The same, and how each guest broke its contract.
+pub(super) fn run_for_breaches(
+    caps: GpuCaps,
+    guests: Vec<Guest>,
+    end: u64,
+    seed: u64,
+) -> (Vec<Tally>, Vec<Option<Breach>>) {
+    let mut policy = Beamline::new(caps, 64, 512);
+    let n = guests.len() as u16;
+    let tally = Sim::new(&mut policy, guests, caps, seed).run(end);
+    (tally, (0..n).map(|t| policy.breach(TenantId(t))).collect())
+}
+
 fn reference() -> Vec<Guest> {
-    let set = admitted(&[vr(), game(), flood()]);
+    let set = admitted(&[vr(), game(), flood()], CAPS);
     assert_eq!(set.len(), 3);
     let mut guests = guests(&set);
     guests[2].jobs = vec![1_000_000];
@@ -116,7 +138,30 @@ fn policies_have_names() {
 }
 
 prop_compose! {
-    fn reserved()(
+    /// Every class, with costs up to what makes it useless.
+    pub(super) fn any_class()(
+        class in 0u8..3,
+        cost in prop_oneof![Just(0u64), 1u64..100, 1u64..1_000],
+        levels in 2u8..5,
+        switch in 0u64..60,
+        margin in prop_oneof![Just(0u64), Just(150), 0u64..400],
+    ) -> GpuCaps {
+        let cost = Nanos::from_micros(cost);
+        GpuCaps {
+            switch_cost: Nanos::from_micros(switch),
+            guard_margin: Nanos::from_micros(margin),
+            preemption: match class {
+                0 => Preemption::None,
+                1 => Preemption::Levels { levels, grain: cost },
+                _ => Preemption::Full { cost },
+            },
+            ..CAPS
+        }
+    }
+}
+
+prop_compose! {
+    pub(super) fn reserved()(
         hz in prop::sample::select(vec![30u64, 60, 72, 90, 120, 144]),
         budget in 100u64..4_000,
         jobs in 1u64..5,
@@ -142,6 +187,7 @@ proptest! {
     /// Whatever is admitted and keeps to its contract is never late, whatever background does beside it.
     #[test]
     fn admitted_frames_are_in_time(
+        caps in any_class(),
         contracts in prop::collection::vec(reserved(), 1..6),
         flood_job in 100u64..4_000,
         shift in prop::collection::vec(0u64..33_000_000, 8),
@@ -156,9 +202,9 @@ proptest! {
             beside.class = Class::Elastic;
         }
         contracts.push(beside);
-        let set = admitted(&contracts);
+        let set = admitted(&contracts, caps);
         let mut all = guests(&set);
-        let admission = Admission::new(CAPS, 64);
+        let admission = Admission::new(caps, 64);
         // Where the proof needs no phases, any will do.
         let free = set.split_last().is_none_or(|(last, rest)| {
             admission.try_admit(rest, &last.1).is_ok_and(|a| a.proof == Proof::OffsetFree)
@@ -168,10 +214,16 @@ proptest! {
                 g.phase = *s;
             }
         }
-        let tally = run(PolicyKind::Beamline, all, 600_000_000, seed);
-        for (t, (_, c, _)) in tally.iter().zip(&set) {
+        let end = 600_000_000;
+        let phases: Vec<u64> = all.iter().map(|g| g.phase).collect();
+        let (tally, breaches) = run_for_breaches(caps, all, end, seed);
+        prop_assert!(breaches.iter().all(Option::is_none), "blamed: {breaches:?} {set:?}");
+        for ((t, (_, c, _)), phase) in tally.iter().zip(&set).zip(phases) {
             if c.class == Class::Reserved {
-                prop_assert_eq!((t.missed, t.late_missed, t.worst), (0, 0, 0), "{:?} {:?} {:?}", c, t, set);
+                prop_assert_eq!((t.missed, t.late_missed, t.worst, t.debt), (0, 0, 0, 0), "{:?} {:?} {:?}", c, t, set);
+                let whole = (end - phase - c.deadline.0) / c.period.ceil().0;
+                let late = if c.late_latch.is_some() { t.late_jobs } else { t.frames };
+                prop_assert!(t.frames.min(late) >= whole, "{} of {whole} frames: {:?} {:?}", t.frames, c, set);
             }
         }
     }
@@ -179,11 +231,12 @@ proptest! {
     /// One tenant that breaks its contract delays another by no more than its longest job.
     #[test]
     fn an_overrunner_harms_itself(
+        caps in any_class(),
         contracts in prop::collection::vec(reserved(), 2..5),
         factor in 1u64..8,
         seed: u64,
     ) {
-        let set = admitted(&contracts);
+        let set = admitted(&contracts, caps);
         let mut all = guests(&set);
         if all.is_empty() {
             return Ok(());
@@ -191,15 +244,18 @@ proptest! {
         let own = all[0].contract.max_job.0;
         all[0].jobs = (0..all[0].jobs.len() as u64 * factor).map(|_| own).collect();
         all[0].vary = false;
-        let tally = run(PolicyKind::Beamline, all, 600_000_000, seed);
+        let tally = run_on(caps, all, 600_000_000, seed);
+        // What admission takes a job of it to hold others up.
+        let bound = preempt::block(preempt::chunk(own, &caps), &caps);
         for t in &tally[1..] {
-            prop_assert!(t.worst <= own + CAPS.switch_cost.0, "{:?} beyond {own}, {:?}", t, set);
+            prop_assert!(t.worst <= bound, "{:?} beyond {bound}, {:?}", t, set);
         }
     }
 
     /// A background minimum that was admitted is reached, on average over the run.
     #[test]
     fn minima_are_reached(
+        caps in any_class(),
         contracts in prop::collection::vec(reserved(), 1..4),
         minimum in 1_000u64..20_000,
         job in 100u64..2_500,
@@ -212,11 +268,11 @@ proptest! {
         let mut contracts = contracts;
         contracts.push(beside);
         contracts.push(elastic);
-        let set = admitted(&contracts);
+        let set = admitted(&contracts, caps);
         let Some(i) = set.iter().position(|(_, c, _)| c.class == Class::Background) else {
             return Ok(());
         };
-        let tally = run(PolicyKind::Beamline, guests(&set), 2_000_000_000, seed);
+        let tally = run_on(caps, guests(&set), 2_000_000_000, seed);
         // The first period and the last job are not whole.
         prop_assert!(tally[i].gpu >= minimum * 1_000 * 18, "{:?} {:?}", tally[i], set);
     }
@@ -227,8 +283,9 @@ proptest! {
         period in prop::sample::select(vec![1_000_000u64, 16_666_667, 10_000_000_000]),
         numbers in prop::collection::vec(any::<u64>(), 12),
         small in prop::collection::vec(any::<u16>(), 8),
-        ops in prop::collection::vec((0u8..7, 0u16..4, 0u32..10, any::<u64>(), any::<u64>(), any::<bool>()), 0..120),
+        ops in prop::collection::vec((0u8..8, 0u16..4, 0u32..10, any::<u64>(), any::<u64>(), any::<bool>()), 0..120),
         class in prop::sample::select(vec![Class::Reserved, Class::Elastic, Class::Background]),
+        caps in any_class(),
     ) {
         let n = |i: usize| Nanos(numbers[i]);
         let c = Contract {
@@ -255,11 +312,11 @@ proptest! {
             weight: 1,
             ..c
         };
-        let admission = Admission::new(CAPS, 4);
+        let admission = Admission::new(caps, 4);
         let _ = admission.try_admit(&[], &c);
         let _ = admission.try_admit(&[(TenantId(0), tame, n(8))], &tame);
         for kind in PolicyKind::ALL {
-            let mut p = kind.build(CAPS, 3, 8);
+            let mut p = kind.build(caps, 3, 8);
             p.admit(TenantId(0), &c);
             p.admit(TenantId(1), &tame);
             for &(op, tenant, ticket, a, b, flag) in &ops {
@@ -280,6 +337,7 @@ proptest! {
                     }
                     3 => p.complete(Nanos(a), Ticket(ticket), Nanos(b)),
                     4 => p.drop_jobs(tenant),
+                    7 => p.preempted(Nanos(a), Ticket(ticket), Nanos(b)),
                     5 if flag => p.admit(tenant, &tame),
                     5 => p.remove(tenant),
                     _ => {

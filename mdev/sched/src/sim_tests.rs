@@ -3,12 +3,14 @@
 use crate::contract::{Class, Contract};
 use crate::mk;
 use crate::policy::{Decision, GpuCaps, JobSpec, Policy, TenantId, Ticket, Vblank};
+use crate::sim_gpu::{Gpu, Left};
 use crate::slew::Slew;
 use alloc::collections::BTreeMap;
 use alloc::{vec, vec::Vec};
 use beamline_abi::{FrameId, JobIndex, Nanos};
 
 /// A small generator of numbers that are the same in every run (xorshift64*).
+#[derive(Debug)]
 pub(crate) struct Numbers(u64);
 
 impl Numbers {
@@ -39,6 +41,8 @@ pub(crate) struct Guest {
     pub(crate) flood: usize,
     /// Costs vary down to a half.
     pub(crate) vary: bool,
+    /// Longest that it is late beyond its contract with a frame's first job, and with the others, ns.
+    pub(crate) tardy: (u64, u64),
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,6 +62,10 @@ pub(crate) struct Tally {
     pub(crate) broken: u64,
     /// The most of the latter in any k in a row, with the contract's k.
     pub(crate) most_missed: u32,
+    /// Times that a job was asked back.
+    pub(crate) asked_back: u64,
+    /// Most that was owed, ns.
+    pub(crate) debt: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,8 +75,18 @@ enum Event {
     Arrive(usize, u64, usize),
     Late(usize, u64),
     Flood(usize),
-    Done(Ticket, u64),
     Look,
+}
+
+/// A job between its submission and its end.
+#[derive(Clone, Copy, Debug)]
+struct Live {
+    spec: JobSpec,
+    /// What is left of it, ns.
+    cost: u64,
+    running: bool,
+    /// It was asked back before.
+    resumes: bool,
 }
 
 pub(crate) struct Sim<'a> {
@@ -78,15 +96,13 @@ pub(crate) struct Sim<'a> {
     sequence: u64,
     numbers: Numbers,
     free: Vec<u32>,
-    live: BTreeMap<u32, (JobSpec, u64, bool)>,
+    live: BTreeMap<u32, Live>,
     order: Vec<Vec<u32>>,
     pub(crate) tally: Vec<Tally>,
     window: Vec<Vec<u64>>,
     /// By slot: how much of each frame was in time, its late latch counted apart.
     results: Vec<Vec<u8>>,
-    running: u32,
-    caps: GpuCaps,
-    last_tenant: Option<u16>,
+    gpu: Gpu,
 }
 
 impl<'a> Sim<'a> {
@@ -109,9 +125,7 @@ impl<'a> Sim<'a> {
             tally: vec![Tally::default(); n],
             window: vec![vec![]; n],
             results: vec![vec![]; n],
-            running: 0,
-            caps,
-            last_tenant: None,
+            gpu: Gpu::new(caps, seed ^ 0x5bd1_e995),
         };
         // Releases are known from a tenant's first vblank on: floods begin when all are.
         let known = sim.guests.iter().map(|g| g.phase).max().unwrap_or(0);
@@ -140,10 +154,18 @@ impl<'a> Sim<'a> {
 
     /// Runs until `end`; answers the tallies.
     pub(crate) fn run(mut self, end: u64) -> Vec<Tally> {
-        while let Some((&(now, _), _)) = self.events.first_key_value() {
+        loop {
+            let event = self.events.first_key_value().map(|(&(at, _), _)| at);
+            let Some(now) = [event, self.gpu.next()].into_iter().flatten().min() else {
+                break;
+            };
             if now > end {
                 break;
             }
+            while let Some(left) = self.gpu.left(now) {
+                self.left(now, left);
+            }
+            self.gpu.settle(now);
             // All that happens at one time is known before anything is decided.
             while let Some((&(at, n), &event)) = self.events.first_key_value() {
                 if at != now {
@@ -158,8 +180,9 @@ impl<'a> Sim<'a> {
             self.tally[t].least = w.windows(5).map(|w| w[4] - w[0]).min().unwrap_or(0);
         }
         self.judge(end);
-        for ((job, _, running), t) in self.live.values().map(|l| (l, usize::from(l.0.tenant.0))) {
-            assert!(*running || self.order[t].contains(&job.ticket.0), "a job was lost");
+        for job in self.live.values() {
+            let known = self.order[usize::from(job.spec.tenant.0)].contains(&job.spec.ticket.0);
+            assert!(job.running || known, "a job was lost");
         }
         self.tally
     }
@@ -200,8 +223,14 @@ impl<'a> Sim<'a> {
     fn dispatch(&mut self, now: u64) {
         loop {
             match self.policy.decide(Nanos(now)) {
-                Decision::Grant { ticket, expected, .. } => self.granted(now, ticket, expected.0),
-                Decision::Preempt { ticket } => panic!("asked {ticket:?} back"),
+                Decision::Grant { ticket, expected, level } => {
+                    self.granted(now, ticket, expected.0, level);
+                }
+                Decision::Preempt { ticket } => {
+                    let job = self.live.get(&ticket.0).expect("asked an unknown job back");
+                    self.tally[usize::from(job.spec.tenant.0)].asked_back += 1;
+                    self.gpu.ask_back(now, ticket.0);
+                }
                 Decision::Idle { until, .. } => {
                     if let Some(until) = until {
                         assert!(until.0 > now, "told to look again at {until}, now is {now}");
@@ -213,21 +242,33 @@ impl<'a> Sim<'a> {
         }
     }
 
-    fn granted(&mut self, now: u64, ticket: Ticket, expected: u64) {
-        let (job, cost, running) = self.live.get_mut(&ticket.0).expect("granted an unknown job");
-        assert!(!*running, "granted twice");
-        *running = true;
-        let t = usize::from(job.tenant.0);
-        assert!(job.release.0 <= now, "granted before its release");
+    fn granted(&mut self, now: u64, ticket: Ticket, expected: u64, level: u8) {
+        let job = self.live.get_mut(&ticket.0).expect("granted an unknown job");
+        assert!(!job.running, "granted twice");
+        job.running = true;
+        let tenant = job.spec.tenant.0;
+        let t = usize::from(tenant);
+        assert!(job.spec.release.0 <= now, "granted before its release");
         assert!(expected <= self.guests[t].contract.max_job.0);
         assert_eq!(self.order[t].remove(0), ticket.0, "a tenant's jobs keep their order");
-        self.running += 1;
-        assert!(self.running <= u32::from(self.caps.in_flight));
-        let switch =
-            if self.last_tenant == Some(job.tenant.0) { 0 } else { self.caps.switch_cost.0 };
-        self.last_tenant = Some(job.tenant.0);
-        let cost = *cost;
-        self.at(now + switch + cost, Event::Done(ticket, cost));
+        self.gpu.grant(now, ticket.0, tenant, level, job.cost, job.resumes);
+    }
+
+    fn left(&mut self, now: u64, left: Left) {
+        let job = self.live.get_mut(&left.ticket).expect("runs");
+        let (ticket, t) = (Ticket(left.ticket), usize::from(job.spec.tenant.0));
+        self.tally[t].gpu += left.ran;
+        if left.done {
+            self.done(now, ticket, left.ran);
+        } else {
+            job.cost -= left.ran;
+            job.running = false;
+            job.resumes = true;
+            self.order[t].insert(0, left.ticket);
+            self.policy.preempted(Nanos(now), ticket, Nanos(left.ran));
+        }
+        let (_, debt) = self.policy.balance(TenantId(t as u16));
+        self.tally[t].debt = self.tally[t].debt.max(debt.0);
     }
 
     fn handle(&mut self, now: u64, event: Event) {
@@ -265,7 +306,6 @@ impl<'a> Sim<'a> {
                 let cost = self.cost(t, self.guests[t].jobs[i]);
                 self.submit(t, 0, 1, slot, (now, now, u64::MAX), cost, false);
             }
-            Event::Done(ticket, cost) => self.done(now, ticket, cost),
             Event::Look => {}
         }
     }
@@ -284,7 +324,7 @@ impl<'a> Sim<'a> {
             return;
         }
         let jitter = self.guests[t].contract.jitter.0;
-        let delay = self.numbers.upto(jitter);
+        let delay = self.numbers.upto(jitter + self.guests[t].tardy.0);
         // Who overruns skips frames instead of queueing without end.
         if self.order[t].len() < 4 {
             self.at(now + delay, Event::Arrive(t, slot, 0));
@@ -320,23 +360,21 @@ impl<'a> Sim<'a> {
             slot,
         };
         self.policy.submit(spec).expect("there is room");
-        self.live.insert(ticket, (spec, cost, false));
+        self.live.insert(ticket, Live { spec, cost, running: false, resumes: false });
         self.order[t].push(ticket);
     }
 
     fn done(&mut self, now: u64, ticket: Ticket, cost: u64) {
         self.policy.complete(Nanos(now), ticket, Nanos(cost));
-        self.running -= 1;
-        let (job, _, _) = self.live.remove(&ticket.0).expect("runs");
+        let job = self.live.remove(&ticket.0).expect("runs").spec;
         self.free.insert(0, ticket.0);
         let t = usize::from(job.tenant.0);
-        self.tally[t].gpu += cost;
         self.tally[t].granted += 1;
         // A tenant's releases are known, and so guarded, from its first vblank on.
         let late_by = if job.slot == 0 { 0 } else { now.saturating_sub(job.deadline.0) };
         self.tally[t].worst = self.tally[t].worst.max(late_by);
         let missed = u64::from(late_by > 0);
-        let gap = self.guests[t].contract.gap.0;
+        let gap = self.guests[t].contract.gap.0 + self.guests[t].tardy.1;
         let main = self.guests[t].jobs.len();
         if self.guests[t].flood > 0 {
             self.at(now, Event::Flood(t));
@@ -375,6 +413,7 @@ impl Guest {
             late: contract.late_latch.map(|l| l.budget.0),
             flood: if contract.class == Class::Reserved { 0 } else { 4 },
             vary: true,
+            tardy: (0, 0),
         }
     }
 }
@@ -382,6 +421,9 @@ impl Guest {
 #[cfg(test)]
 #[path = "sim_cases.rs"]
 mod cases;
+#[cfg(test)]
+#[path = "sim_class_cases.rs"]
+mod class_cases;
 #[cfg(test)]
 #[path = "sim_misses.rs"]
 mod misses;
