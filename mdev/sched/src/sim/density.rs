@@ -174,7 +174,7 @@ fn misses(outcome: &Outcome, share: f64) -> Option<(usize, Tally)> {
         .iter()
         .enumerate()
         .filter(|(_, t)| reserved(t) && t.refused.is_none())
-        .map(|(i, t)| (i, t.kept))
+        .map(|(i, t)| (i, t.promised()))
         .find(|(_, kept)| kept.due == 0 || (kept.in_time as f64) < share * kept.due as f64)
 }
 

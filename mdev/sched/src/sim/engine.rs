@@ -3,7 +3,8 @@
 //!
 //! At each time at which something happens: what left the GPU, the vblanks, the submissions; then the policy is
 //! asked until it idles, and again when it said. A job longer than its contract's `max_job` and the grace is
-//! killed then; its frame fails, its tenant goes on with the next.
+//! killed then; its frame fails, its tenant goes on with the next. Where a contract allows misses, what is still
+//! queued at its next vblank is dropped ([`crate::Contract::pattern`]).
 
 use super::gpu::{Gpu, Granted, Left};
 use super::guest::{Guest, Next};
@@ -88,6 +89,7 @@ struct Job {
     left: u64,
     killed: bool,
     begun: bool,
+    granted: bool,
     flood: bool,
 }
 
@@ -201,6 +203,17 @@ impl<'a> Engine<'a> {
         let Some(guest) = self.guests[usize::from(t)].as_mut() else { return };
         match event.what {
             What::Vblank(_) => {
+                if guest.gives_up() {
+                    self.policy.drop_jobs(guest.id());
+                    for (ticket, entry) in self.jobs.iter_mut().enumerate() {
+                        let queued = |j: &mut Job| j.label.tenant == t && !j.granted;
+                        if let Some(job) = entry.take_if(queued) {
+                            guest.dropped(job.label.slot);
+                            self.free.push(ticket as u32);
+                        }
+                    }
+                    guest.give_up(now);
+                }
                 let next = guest.begin(now);
                 let vblank = guest.vblank();
                 self.policy.vblank(guest.id(), vblank);
@@ -249,7 +262,8 @@ impl<'a> Engine<'a> {
         let (tenant, job, late_latch) = (spec.tenant.0, spec.job.0, spec.late_latch);
         let label = Label { tenant, slot, job, late_latch };
         let (left, killed) = (cost.min(longest), cost > longest);
-        self.jobs[spec.ticket.0 as usize] = Some(Job { label, left, killed, begun: false, flood });
+        self.jobs[spec.ticket.0 as usize] =
+            Some(Job { label, left, killed, begun: false, granted: false, flood });
         let taken = self.policy.submit(spec);
         debug_assert!(taken.is_ok(), "the policy was built for as many jobs as there are tickets");
     }
@@ -259,6 +273,7 @@ impl<'a> Engine<'a> {
             Left::Off { ticket, ran } => {
                 if let Some(job) = self.jobs[ticket as usize].as_mut() {
                     job.left -= ran;
+                    job.granted = false;
                     job.begun |= ran > 0;
                 }
                 self.policy.preempted(Nanos(now), Ticket(ticket), Nanos(ran));
@@ -289,7 +304,8 @@ impl<'a> Engine<'a> {
         for _ in 0..=2 * self.jobs.len() {
             match self.policy.decide(Nanos(now)) {
                 Decision::Grant { ticket, level, .. } => {
-                    let Some(Some(job)) = self.jobs.get(ticket.0 as usize) else { return };
+                    let Some(Some(job)) = self.jobs.get_mut(ticket.0 as usize) else { return };
+                    job.granted = true;
                     let (label, left, begun) = (job.label, job.left, job.begun);
                     let ticket = ticket.0;
                     self.gpu.grant(now, Granted { ticket, label, level, left, begun, ran: 0 });

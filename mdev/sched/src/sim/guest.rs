@@ -27,6 +27,8 @@ struct Frame {
     sent: u16,
     done: u16,
     late_sent: bool,
+    /// Jobs queued or on the GPU.
+    out: u16,
     failed: bool,
     /// Vblanks just before it for which no frame was begun; those of the last `stale_kept` were not the
     /// tenant's own doing.
@@ -64,6 +66,10 @@ pub(super) struct Guest<'a> {
     /// When the next main job comes, as it was last told.
     pub(super) expects: Option<u64>,
     floods: u64,
+    /// Some of its frames may be missed, and are given up at the next vblank.
+    drops: bool,
+    /// The latest missed frames, as many as the contract allows.
+    missed: VecDeque<u64>,
     stale: u64,
     stale_kept: u64,
     /// Missed frames in a row that kept the contract.
@@ -108,6 +114,8 @@ impl<'a> Guest<'a> {
             placed: None,
             expects: None,
             floods: 0,
+            drops: !c.pattern().is_all(),
+            missed: VecDeque::with_capacity(allowed_misses(c)),
             stale: 0,
             stale_kept: 0,
             run: 0,
@@ -155,6 +163,7 @@ impl<'a> Guest<'a> {
             sent: 0,
             done: 0,
             late_sent: false,
+            out: 0,
             failed: false,
             stale: std::mem::take(&mut self.stale),
             stale_kept: std::mem::take(&mut self.stale_kept),
@@ -180,6 +189,7 @@ impl<'a> Guest<'a> {
         let placed = *frame.placed.get_or_insert(newest);
         let job = frame.sent;
         frame.sent += 1;
+        frame.out += 1;
         let Frame { slot, demand, .. } = *frame;
         self.placed = Some(placed);
         let start = self.time(placed);
@@ -221,6 +231,7 @@ impl<'a> Guest<'a> {
         let cost = frame.demand.late_latch?;
         let placed = frame.placed?;
         frame.late_sent = true;
+        frame.out += 1;
         let jobs = frame.demand.jobs + 1;
         let due = Nanos(self.time(placed)).saturating_add(deadline);
         let spec = JobSpec {
@@ -257,6 +268,27 @@ impl<'a> Guest<'a> {
         Some((spec, cost))
     }
 
+    /// Whether the next vblank ends what is queued: see [`Contract::pattern`].
+    pub(super) fn gives_up(&self) -> bool {
+        self.drops && !self.frames.is_empty()
+    }
+
+    /// A queued job was dropped.
+    pub(super) fn dropped(&mut self, slot: u64) {
+        if let Some(frame) = self.frames.iter_mut().find(|f| f.slot == slot) {
+            frame.out -= 1;
+        }
+    }
+
+    /// What was queued is dropped: the frames under way have missed.
+    pub(super) fn give_up(&mut self, now: u64) {
+        self.expects = None;
+        self.frames.iter_mut().for_each(|f| f.failed = true);
+        while let Some(at) = self.frames.iter().position(|f| f.out == 0) {
+            self.finish(at, now);
+        }
+    }
+
     /// Counts a job that has left the GPU.
     pub(super) fn job_left(&mut self, now: u64, killed: bool) {
         let counts = u64::from(now >= self.counted.0);
@@ -274,13 +306,14 @@ impl<'a> Guest<'a> {
         let frame = &mut self.frames[at];
         let was_sending = frame.sending();
         frame.failed |= killed;
+        frame.out -= 1;
         if late_latch {
             self.finish(at, now);
             return Next::default();
         }
         frame.done += 1;
         if frame.failed {
-            if frame.done == frame.sent {
+            if frame.out == 0 {
                 self.finish(at, now);
             }
             return if was_sending { self.next_frame(now) } else { Next::default() };
@@ -314,6 +347,20 @@ impl<'a> Guest<'a> {
         self.count(frame.slot, frame.cause, in_time, now);
     }
 
+    /// Notes a missed frame; answers whether the contract allows it: with it, at most m of the last k frames
+    /// are missed.
+    fn excuses(&mut self, slot: u64) -> bool {
+        let allowed = allowed_misses(&self.contract);
+        if allowed == 0 {
+            return false;
+        }
+        let window = u64::from(self.contract.miss.frames);
+        let full = self.missed.len() == allowed;
+        let oldest = if full { self.missed.pop_front() } else { None };
+        self.missed.push_back(slot);
+        oldest.is_none_or(|oldest| oldest + window <= slot)
+    }
+
     fn counts(&self, slot: u64) -> bool {
         let (from, to) = self.counted;
         self.time(slot) >= from && self.deadline(slot) <= to
@@ -334,11 +381,13 @@ impl<'a> Guest<'a> {
             return;
         }
         self.out.frames.count(in_time);
+        let excused = !in_time && self.excuses(slot);
         if let Some(cause) = cause {
             self.out.own[cause as usize].count(in_time);
             return;
         }
         self.out.kept.count(in_time);
+        self.out.excused += u64::from(excused);
         self.out.completed(now.saturating_sub(self.time(slot)));
         self.run = if in_time { 0 } else { self.run + 1 };
         self.out.miss_run = self.out.miss_run.max(self.run);
@@ -356,4 +405,9 @@ impl<'a> Guest<'a> {
         self.count_stale(self.stale, self.stale_kept, self.slot + 1, now);
         self.out
     }
+}
+
+/// Misses that a contract promises to allow for, within reason: a frame beyond that many counts as missed.
+fn allowed_misses(c: &Contract) -> usize {
+    if c.class == Class::Reserved { c.miss.misses.min(65_536) as usize } else { 0 }
 }

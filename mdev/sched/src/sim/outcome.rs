@@ -149,6 +149,9 @@ pub struct TenantOutcome {
     /// Those that kept the contract in what they asked for: what the scheduler answers for. All
     /// frames of contracts that are not reserved.
     pub kept: Tally,
+    /// Missed frames among those that kept the contract, but that it allows: with each, at most m of the last k
+    /// were missed.
+    pub excused: u64,
     /// The others, by [`OwnCause::ALL`].
     pub own: [Tally; OwnCause::ALL.len()],
     /// Frames that were not begun: the guest had as many under way as its depth.
@@ -180,6 +183,7 @@ impl TenantOutcome {
             phase: Nanos::ZERO,
             frames: Tally::default(),
             kept: Tally::default(),
+            excused: 0,
             own: [Tally::default(); OwnCause::ALL.len()],
             stale: 0,
             late_latch: Tally::default(),
@@ -190,6 +194,11 @@ impl TenantOutcome {
             jobs: 0,
             killed: 0,
         }
+    }
+
+    /// The frames that kept the contract, with those in time whose miss it allows: whether the promise held.
+    pub const fn promised(&self) -> Tally {
+        Tally { due: self.kept.due, in_time: self.kept.in_time + self.excused }
     }
 
     /// The nearest-rank quantile `p` of the completion time; `None` where fewer than 10/(1 − p) frames were
@@ -215,6 +224,7 @@ impl TenantOutcome {
     pub fn add(&mut self, other: &Self) {
         self.frames.add(other.frames);
         self.kept.add(other.kept);
+        self.excused += other.excused;
         for (own, more) in self.own.iter_mut().zip(other.own) {
             own.add(more);
         }
@@ -245,10 +255,10 @@ impl Outcome {
         background.map(|t| t.gpu.0).sum::<u64>() as f64 / self.span.0 as f64
     }
 
-    /// The frames of all reserved tenants that kept their contracts.
+    /// The frames of all reserved tenants that kept their contracts, as promised.
     pub fn kept(&self) -> Tally {
         let mut sum = Tally::default();
-        self.reserved().for_each(|t| sum.add(t.kept));
+        self.reserved().for_each(|t| sum.add(t.promised()));
         sum
     }
 
@@ -264,7 +274,10 @@ impl Outcome {
 
     /// Whether every tenant that was admitted has at least this share of its kept frames in time.
     pub fn all_in_budget(&self, share: f64) -> bool {
-        let enough = |t: &TenantOutcome| t.kept.in_time as f64 >= share * t.kept.due as f64;
+        let enough = |t: &TenantOutcome| {
+            let kept = t.promised();
+            kept.in_time as f64 >= share * kept.due as f64
+        };
         self.reserved().all(enough)
     }
 }

@@ -47,7 +47,7 @@ fn student_t(degrees: usize) -> f64 {
 /// One seed's figures of one tenant.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figures {
-    /// Frames that kept the contract and were in time, as a share.
+    /// Frames that kept the contract and were in time, or allowed to be missed, as a share.
     pub kept: Option<f64>,
     /// All frames in time, as a share.
     pub frames: Option<f64>,
@@ -69,7 +69,7 @@ impl Figures {
     fn of(t: &TenantOutcome, span: Nanos) -> Self {
         let at = |p: f64| t.quantile(p).map(|n| n.0 as f64);
         Self {
-            kept: t.kept.share(),
+            kept: t.promised().share(),
             frames: t.frames.share(),
             late_latch: t.late_latch.share(),
             p50: at(0.5),
@@ -154,7 +154,7 @@ fn figures(outcome: &Outcome) -> Vec<Figures> {
 }
 
 fn totals(outcome: &Outcome) -> Totals {
-    let shares = outcome.reserved().filter_map(|t| t.kept.share());
+    let shares = outcome.reserved().filter_map(|t| t.promised().share());
     Totals {
         kept: outcome.kept().share(),
         least_kept: shares.reduce(f64::min),

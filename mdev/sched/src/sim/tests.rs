@@ -9,7 +9,7 @@ use super::scenario::{
     Work,
 };
 use super::solo::{interference, solo};
-use crate::contract::{Class, Contract};
+use crate::contract::{Class, Contract, MissAllowance};
 use crate::kind::PolicyKind;
 use crate::policy::{GpuCaps, Preemption};
 use crate::testing::{CAPS, contract, flood, game, vr};
@@ -408,4 +408,40 @@ fn whoever_breaks_the_contract_harms_only_itself_and_the_cause_is_named() {
         let share = game.kept.share().unwrap_or(1.0);
         assert!(share >= 0.999, "{cause:?}: {:?}", game.kept);
     }
+}
+
+/// The second of two tenants under FIFO, at one phase, which may miss as `miss` says: 6 ms of each 10.
+fn behind(first: Tenant, misses: u32, of: u32) -> super::TenantOutcome {
+    let miss = MissAllowance { misses, frames: of };
+    let c = Contract { miss, depth: 2, ..contract(100, 6_000, 6_000) };
+    let second = tenant("second", c, Work::Frames(frames(&[us(6_000)])));
+    let s = scenario(CAPS, 2_000, vec![first, second]);
+    let phases = Phases::Synchronous;
+    let o = Options { phases, admission: false, ..options(PolicyKind::Fifo) };
+    run(&s, &o).unwrap().tenants.swap_remove(1)
+}
+
+#[test]
+fn misses_that_the_contract_allows_are_excused() {
+    // Every other frame waits for 5 ms and ends after 11 ms; the next one after 7.
+    let first = || tenant("first", contract(50, 5_000, 5_000), Work::Frames(frames(&[us(5_000)])));
+    let t = behind(first(), 1, 2);
+    assert!(t.kept.due.abs_diff(2 * t.kept.missed()) <= 1, "{t:?}");
+    assert_eq!((t.excused, t.promised().missed()), (t.kept.missed(), 0), "{t:?}");
+    let t = behind(first(), 1, 3);
+    assert_eq!(t.excused, 1, "one in three is less than one in two: {t:?}");
+    let t = behind(first(), 0, 1);
+    assert_eq!(t.excused, 0, "{t:?}");
+}
+
+#[test]
+fn what_may_be_missed_is_given_up_at_the_next_vblank() {
+    let slow = Contract { class: Class::Background, ..contract(10, 5_000, 5_000) };
+    let flood_work = Flood { depth: 8, cost: us(2_000), burst: None };
+    let first = || tenant("first", slow, Work::Flood(flood_work));
+    // 16 ms are ahead of every frame of 10.
+    let t = behind(first(), 1, 2);
+    assert_eq!((t.kept.in_time, t.jobs, t.gpu), (0, 0, Nanos::ZERO), "{t:?}");
+    let t = behind(first(), 0, 1);
+    assert!(t.kept.in_time == 0 && t.jobs > 50, "{t:?}");
 }
