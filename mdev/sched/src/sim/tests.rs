@@ -128,6 +128,20 @@ fn classes() -> [Preemption; 3] {
 }
 
 #[test]
+fn contracts_are_kept_in_every_class_of_preemption() {
+    for preemption in classes() {
+        let s = scenario(GpuCaps { preemption, ..CAPS }, 20_000, reference());
+        let o = run(&s, &options(PolicyKind::Beamline)).unwrap();
+        assert_eq!(o.refused(), 0);
+        let kept = o.kept();
+        assert!(kept.due > 2_900 && kept.missed() == 0, "{preemption:?}: {kept:?}");
+        assert!(o.background() > 0.25, "{preemption:?}: {}", o.background());
+        let taken_off = matches!(preemption, Preemption::Full { .. });
+        assert_eq!(o.gpu.preempting > Nanos::ZERO, taken_off, "{preemption:?}: {:?}", o.gpu);
+    }
+}
+
+#[test]
 fn gpu_time_is_the_sum_of_what_the_jobs_cost_and_the_switches() {
     for preemption in classes() {
         for policy in PolicyKind::ALL {
