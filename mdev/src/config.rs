@@ -2,7 +2,8 @@
 
 use beamline_abi::Nanos;
 use beamline_sched::{
-    Class, Contract, GpuCaps, Guard, LateLatch, MissAllowance, Period, PolicyKind, Preemption, Sink,
+    Class, Contract, GpuCaps, Guard, LateLatch, MissAllowance, Period, PolicyKind, Preemption,
+    Sink, UnknownPolicy,
 };
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
@@ -153,11 +154,8 @@ impl Checker<'_> {
     }
 
     fn host(&self, raw: raw::Host) -> Result<HostConfig, ConfigError> {
-        let policy = raw.gpu.policy.parse().map_err(|_| {
-            self.bad(
-                "gpu.policy",
-                format!("`{}` is not known; use beamline, fifo or none", raw.gpu.policy),
-            )
+        let policy = raw.gpu.policy.parse().map_err(|unknown: UnknownPolicy| {
+            self.bad("gpu.policy", format!("`{}`: {unknown}", raw.gpu.policy))
         })?;
         if !(1..=8).contains(&raw.gpu.in_flight) {
             return Err(self.bad(

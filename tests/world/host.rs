@@ -82,7 +82,7 @@ impl Host {
         }
         let service = match config.policy {
             PolicyKind::None => Service::Shared,
-            PolicyKind::Beamline | PolicyKind::Fifo => Service::Fifo,
+            _ => Service::Fifo,
         };
         let gpu = Box::new(ModelGpu::new(service, costs));
         let jobs = Dispatcher::max_jobs(links.len());

@@ -6,7 +6,8 @@
 //! * [`contract`]: what a slice is promised.
 //! * [`admission`]: whether one more contract can be kept; [`phase`]: where its vblanks should lie.
 //! * [`policy`]: the [`policy::Policy`] trait, the jobs it orders and what it decides.
-//! * [`beamline`], [`fifo`], [`passthrough`]: the policies; [`PolicyKind`] makes one by name.
+//! * [`beamline`], [`fifo`], [`passthrough`]: the policies; [`baselines`]: models of today's products;
+//!   [`PolicyKind`] makes one by name.
 //! * [`mk`]: which frames of a contract that allows misses are mandatory.
 //! * [`slew`]: how vblanks move to another phase.
 //! * [`budget`] and [`predict`]: what a tenant may still use, and what its jobs are expected to cost.
@@ -18,6 +19,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod admission;
+pub mod baselines;
 pub mod beamline;
 pub mod budget;
 pub mod contract;

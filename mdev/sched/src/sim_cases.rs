@@ -134,7 +134,7 @@ fn policies_have_names() {
         assert_eq!(kind.name().parse(), Ok(kind));
         assert_eq!(kind.build(CAPS, 1, 1).name(), kind.name());
     }
-    assert!("edf".parse::<PolicyKind>().is_err());
+    assert!("magic".parse::<PolicyKind>().is_err());
 }
 
 prop_compose! {

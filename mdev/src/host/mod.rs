@@ -407,7 +407,7 @@ fn make_gpu(config: &HostConfig, renderer: RendererProgram) -> Result<Box<dyn Gp
         BackendKind::Model => {
             let service = match config.policy {
                 PolicyKind::None => Service::Shared,
-                PolicyKind::Beamline | PolicyKind::Fifo => Service::Fifo,
+                _ => Service::Fifo,
             };
             Ok(Box::new(ModelGpu::new(service, CostTable::new(MODEL_JOB))))
         }
