@@ -353,3 +353,41 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    // Each case fills a GPU.
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.div_ceil(16)))]
+
+    /// Tenants that are alike are admitted by their phases alone, up to a full GPU, and are in time.
+    #[test]
+    fn alike_frames_are_in_time(
+        contract in reserved(),
+        window in 0u64..1_500,
+        flood_job in 100u64..4_000,
+        seed: u64,
+    ) {
+        let mut contract = Contract { guard: Guard::Release, ..contract };
+        let late = contract.late_latch.map_or(Nanos(200_000), |l| l.budget);
+        contract.late_latch = Some(LateLatch { window: late + Nanos::from_micros(window), budget: late });
+        contract.max_job = contract.max_job.max(late);
+        let mut beside = flood();
+        beside.max_job = Nanos::from_micros(flood_job);
+        beside.class = Class::Elastic;
+        // As many as there is room for.
+        let admission = Admission::new(CAPS, 64);
+        let mut set: Vec<Current> = vec![];
+        while let Ok(got) = admission.try_admit(&set, &contract) {
+            set.push((TenantId(set.len() as u16), contract, got.phase));
+            if set.len() == 16 {
+                break;
+            }
+        }
+        set.push((TenantId(set.len() as u16), beside, Nanos::ZERO));
+        let tally = run(PolicyKind::Beamline, guests(&set), 300_000_000, seed);
+        for (t, (_, c, _)) in tally.iter().zip(&set) {
+            if c.class == Class::Reserved {
+                prop_assert_eq!((t.missed, t.late_missed, t.worst), (0, 0, 0), "{:?} {:?} {:?}", c, t, set);
+            }
+        }
+    }
+}

@@ -1,5 +1,6 @@
 //! Calibration: each scene runs alone at two costs, and the costs that give the wanted times follow.
 
+use super::children::EndedEarly;
 use super::config::{Class, Demo, Guest};
 use super::cost::{Line, busy_by_position};
 use super::files::Budget;
@@ -203,9 +204,16 @@ fn measure(
         warm_up: Duration::from_millis(300),
         length: Duration::from_secs_f64(session.demo.calibration.seconds),
     };
-    let outcome = session.run(&plan)?;
+    let outcome = session.run(&plan).map_err(|why| {
+        if why.downcast_ref::<EndedEarly>().is_some() {
+            // On a machine that is busy with something else, a job takes long enough to be killed.
+            why.context(Unfit)
+        } else {
+            why
+        }
+    })?;
     busy_by_position(&outcome.log.stamps, 0, outcome.window.from_ns, guest.jobs.len())
-        .map_err(|why| anyhow::anyhow!("{}: {why}", plan.name))
+        .map_err(|why| anyhow::anyhow!("{}: {why}", plan.name).context(Unfit))
 }
 
 #[cfg(test)]

@@ -282,10 +282,22 @@ impl Family {
         if status.and_then(|s| s.code()) == Some(i32::from(crate::failure::REFUSED)) {
             refused(what)
         } else {
-            anyhow::anyhow!(what)
+            anyhow::Error::new(EndedEarly(what))
         }
     }
 }
+
+/// A host or a guest that ended although nobody asked it to.
+#[derive(Debug)]
+pub(crate) struct EndedEarly(String);
+
+impl std::fmt::Display for EndedEarly {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for EndedEarly {}
 
 fn describe(status: Option<ExitStatus>) -> String {
     status.map_or_else(|| "no exit status".into(), |s| s.to_string())
