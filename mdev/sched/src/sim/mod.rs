@@ -6,15 +6,21 @@
 //!
 //! * [`scenario`]: what is simulated, checked; [`cost`]: how long things take.
 //! * [`run`]: the engine; `gpu`, `guest` and `work` are its models.
+//! * [`config`]: scenario files; [`csv`]: recorded traces; [`builtin`]: the scenarios that come with it.
 //! * [`outcome`]: what came of one run; [`runs`]: of several seeds together.
 //! * [`solo`]: a tenant alone; [`density`]: how many tenants fit.
 
+pub mod builtin;
+pub mod config;
 pub mod cost;
+pub mod csv;
 pub mod density;
 mod engine;
 mod gpu;
 mod guest;
 mod ledger;
+#[cfg(test)]
+mod mutate;
 pub mod outcome;
 mod place;
 pub mod runs;
