@@ -15,6 +15,7 @@ mod renderer;
 mod report;
 mod run;
 mod signals;
+mod sim;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -28,6 +29,7 @@ Examples:
   beamline host host.toml         schedule a GPU and serve its slices until Ctrl-C
   beamline run vr.toml --check    look for mistakes in a guest's file, start nothing
   beamline run vr.toml            boot that guest on the slices that a host serves
+  beamline sim two-tenants --all  every policy on the same frames, simulated
   beamline report stamps.bin      judge every frame of a log, and show where its time went
 
 Exit codes:
@@ -81,6 +83,11 @@ enum Command {
     },
     /// Judge every frame of a log that a host wrote, and show where its time went, stage by stage
     Report(report::Report),
+    /// Simulate a scenario: who gets its frames in time under Beamline, and under models of other schedulers
+    ///
+    /// Virtual time over models of a GPU and of guests; every output says so. docs/scenarios.md describes the
+    /// scenario files, the recorded traces and the table.
+    Sim(sim::Options),
     /// Executes one slice's GPU work; started by the host
     #[command(hide = true)]
     Renderer,
@@ -111,6 +118,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Demo(options) => demo::demo(&options),
         Command::Doctor { json } => doctor::doctor(json),
         Command::Report(options) => report::report(&options),
+        Command::Sim(options) => sim::sim(&options),
         Command::Renderer => renderer::renderer(),
         Command::Adapters => doctor::print_adapters(),
     }
