@@ -64,6 +64,8 @@ pub(crate) struct Tenant {
     partial: Option<(Ticket, u64)>,
     /// What it brings late is due last: the phases that admission rests on have no place for it.
     pub(crate) late_is_last: bool,
+    /// The last frame that was due last: so are its later jobs, however soon they come.
+    late_frame: Option<u64>,
     /// The clear time that is worth beginning a job for, ns.
     part: u64,
 }
@@ -89,6 +91,7 @@ impl Tenant {
             on_gpu: 0,
             partial: None,
             late_is_last: false,
+            late_frame: None,
             part: preempt::part(caps),
         }
     }
@@ -131,8 +134,12 @@ impl Tenant {
         let nominal = job.deadline.0.min(latest);
         let span = self.span(job);
         let put_off = self.behind && now > self.in_time(job);
-        if put_off && self.late_is_last {
-            return u64::MAX;
+        if self.late_is_last {
+            let frame = (!self.is_late(job)).then_some(job.slot);
+            if put_off || (frame.is_some() && frame == self.late_frame) {
+                self.late_frame = frame.or(self.late_frame);
+                return u64::MAX;
+            }
         }
         let put_off = put_off.then(|| now.saturating_add(span));
         let mut apart = self.contract.period.floor().0;
@@ -157,10 +164,16 @@ impl Tenant {
             let later = job.job.0 > 0 && !self.is_late(job);
             self.fall_behind(if later { Breach::Gap } else { Breach::Jitter });
             self.server(job).displace(job.slot);
-        } else if first {
+        } else if first && (self.on_gpu == 0 || !self.can_be_asked_back()) {
+            // What is on the GPU and comes back is as late as it was.
             self.behind = false;
         }
         self.newest = job.slot;
+    }
+
+    /// Whether its jobs may leave the GPU before they are done.
+    const fn can_be_asked_back(&self) -> bool {
+        self.part != u64::MAX
     }
 
     /// The tenant is behind. What follows from one breach (late work causes more preemption, for one) does not
