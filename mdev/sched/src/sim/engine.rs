@@ -285,7 +285,7 @@ impl<'a> Engine<'a> {
                 let Label { tenant, slot, late_latch, .. } = job.label;
                 let Some(guest) = self.guests[usize::from(tenant)].as_mut() else { return };
                 if job.flood {
-                    guest.job_left(now, job.killed);
+                    guest.verdicts.job_left(now, job.killed);
                     let since = now - self.start;
                     let next = guest.flood.as_ref().map_or(since, |f| f.next(since));
                     self.at(self.start + next, What::Pour(tenant));

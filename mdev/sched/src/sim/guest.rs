@@ -10,6 +10,7 @@
 
 use super::outcome::{OwnCause, TenantOutcome};
 use super::scenario::{Tenant, Work};
+use super::verdict::Verdicts;
 use super::work::{Demand, Jobs, Judge, Source, Timing};
 use crate::contract::{Class, Contract};
 use crate::policy::{GpuCaps, JobSpec, TenantId, Ticket, Vblank};
@@ -55,7 +56,6 @@ pub(super) struct Next {
 pub(super) struct Guest<'a> {
     pub(super) index: u16,
     pub(super) contract: Contract,
-    pub(super) phase: u64,
     source: Source<'a>,
     pub(super) flood: Option<Jobs<'a>>,
     judge: Judge,
@@ -68,15 +68,9 @@ pub(super) struct Guest<'a> {
     floods: u64,
     /// Some of its frames may be missed, and are given up at the next vblank.
     drops: bool,
-    /// The latest missed frames, as many as the contract allows.
-    missed: VecDeque<u64>,
     stale: u64,
     stale_kept: u64,
-    /// Missed frames in a row that kept the contract.
-    run: u64,
-    /// Frames count whose vblank and deadline lie in this time.
-    counted: (u64, u64),
-    pub(super) out: TenantOutcome,
+    pub(super) verdicts: Verdicts,
 }
 
 impl<'a> Guest<'a> {
@@ -100,12 +94,9 @@ impl<'a> Guest<'a> {
             Work::Flood(f) => Some(Jobs::new(f, seed, index)),
             Work::Frames(_) | Work::Trace(_) => None,
         };
-        let mut out = TenantOutcome::new(&tenant.name, c);
-        out.phase = phase;
         Self {
             index: index as u16,
             contract: *c,
-            phase: phase.0,
             source: Source::new(&tenant.work, seed, index, slot + 1),
             flood,
             judge: Judge::new(c, caps, grace.0, slot),
@@ -115,12 +106,9 @@ impl<'a> Guest<'a> {
             expects: None,
             floods: 0,
             drops: !c.pattern().is_all(),
-            missed: VecDeque::with_capacity(allowed_misses(c)),
             stale: 0,
             stale_kept: 0,
-            run: 0,
-            counted,
-            out,
+            verdicts: Verdicts::new(&tenant.name, c, phase, counted),
         }
     }
 
@@ -128,12 +116,12 @@ impl<'a> Guest<'a> {
         TenantId(self.index)
     }
 
-    pub(super) fn time(&self, slot: u64) -> u64 {
-        self.phase + self.contract.period.times(slot).0
+    fn time(&self, slot: u64) -> u64 {
+        self.verdicts.time(slot)
     }
 
     fn deadline(&self, slot: u64) -> u64 {
-        self.time(slot) + self.contract.deadline.0
+        self.verdicts.deadline(slot)
     }
 
     /// The newest vblank.
@@ -289,16 +277,9 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// Counts a job that has left the GPU.
-    pub(super) fn job_left(&mut self, now: u64, killed: bool) {
-        let counts = u64::from(now >= self.counted.0);
-        self.out.jobs += counts;
-        self.out.killed += counts * u64::from(killed);
-    }
-
     /// A frame's job has left the GPU at its end, or was killed.
     pub(super) fn done(&mut self, now: u64, slot: u64, late_latch: bool, killed: bool) -> Next {
-        self.job_left(now, killed);
+        self.verdicts.job_left(now, killed);
         let Some(at) = self.frames.iter().position(|f| f.slot == slot) else {
             return Next::default();
         };
@@ -337,77 +318,26 @@ impl<'a> Guest<'a> {
     /// A frame is over: it is counted, and so are the vblanks before it that got none.
     fn finish(&mut self, at: usize, now: u64) {
         let Some(frame) = self.frames.remove(at) else { return };
-        self.count_stale(frame.stale, frame.stale_kept, frame.slot, now);
+        self.verdicts.count_stale(frame.stale, frame.stale_kept, frame.slot, now);
         let in_time = !frame.failed
             && now <= self.deadline(frame.slot)
             && (frame.late_sent || frame.demand.late_latch.is_none());
-        if frame.demand.late_latch.is_some() && self.counts(frame.slot) {
-            self.out.late_latch.count(in_time);
+        if frame.demand.late_latch.is_some() && self.verdicts.counts(frame.slot) {
+            self.verdicts.out.late_latch.count(in_time);
         }
-        self.count(frame.slot, frame.cause, in_time, now);
-    }
-
-    /// Notes a missed frame; answers whether the contract allows it: with it, at most m of the last k frames
-    /// are missed.
-    fn excuses(&mut self, slot: u64) -> bool {
-        let allowed = allowed_misses(&self.contract);
-        if allowed == 0 {
-            return false;
-        }
-        let window = u64::from(self.contract.miss.frames);
-        let full = self.missed.len() == allowed;
-        let oldest = if full { self.missed.pop_front() } else { None };
-        self.missed.push_back(slot);
-        oldest.is_none_or(|oldest| oldest + window <= slot)
-    }
-
-    fn counts(&self, slot: u64) -> bool {
-        let (from, to) = self.counted;
-        self.time(slot) >= from && self.deadline(slot) <= to
-    }
-
-    /// Counts the `stale` vblanks before `slot`, the last `kept` of which are not the tenant's own doing; the
-    /// image before them stood until `now`.
-    fn count_stale(&mut self, stale: u64, kept: u64, slot: u64, now: u64) {
-        for back in (1..=stale).rev() {
-            let cause = (back > kept).then_some(OwnCause::Aftermath);
-            self.out.stale += u64::from(self.counts(slot - back));
-            self.count(slot - back, cause, false, now);
-        }
-    }
-
-    fn count(&mut self, slot: u64, cause: Option<OwnCause>, in_time: bool, now: u64) {
-        if !self.counts(slot) {
-            return;
-        }
-        self.out.frames.count(in_time);
-        let excused = !in_time && self.excuses(slot);
-        if let Some(cause) = cause {
-            self.out.own[cause as usize].count(in_time);
-            return;
-        }
-        self.out.kept.count(in_time);
-        self.out.excused += u64::from(excused);
-        self.out.completed(now.saturating_sub(self.time(slot)));
-        self.run = if in_time { 0 } else { self.run + 1 };
-        self.out.miss_run = self.out.miss_run.max(self.run);
+        self.verdicts.count(frame.slot, frame.cause, in_time, now);
     }
 
     /// The run is over: what is under way and was due is missed. It counts with the time it has taken so far.
     pub(super) fn close(mut self, now: u64) -> TenantOutcome {
         while let Some(frame) = self.frames.pop_front() {
-            self.count_stale(frame.stale, frame.stale_kept, frame.slot, now);
-            if frame.demand.late_latch.is_some() && self.counts(frame.slot) {
-                self.out.late_latch.count(false);
+            self.verdicts.count_stale(frame.stale, frame.stale_kept, frame.slot, now);
+            if frame.demand.late_latch.is_some() && self.verdicts.counts(frame.slot) {
+                self.verdicts.out.late_latch.count(false);
             }
-            self.count(frame.slot, frame.cause, false, now);
+            self.verdicts.count(frame.slot, frame.cause, false, now);
         }
-        self.count_stale(self.stale, self.stale_kept, self.slot + 1, now);
-        self.out
+        self.verdicts.count_stale(self.stale, self.stale_kept, self.slot + 1, now);
+        self.verdicts.out
     }
-}
-
-/// Misses that a contract promises to allow for, within reason: a frame beyond that many counts as missed.
-fn allowed_misses(c: &Contract) -> usize {
-    if c.class == Class::Reserved { c.miss.misses.min(65_536) as usize } else { 0 }
 }

@@ -28,6 +28,7 @@ pub mod scenario;
 pub mod solo;
 #[cfg(test)]
 mod tests;
+mod verdict;
 mod work;
 
 pub use cost::Cost;
