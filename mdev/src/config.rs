@@ -295,7 +295,9 @@ impl Checker<'_> {
                 raw::Class::Elastic => Class::Elastic,
                 raw::Class::Background => Class::Background,
             },
-            miss,
+            // The dispatcher keeps every queued frame, in order, and drops none that is overdue: one that may miss
+            // would hold up one that may not. So every frame is promised, which is more than is asked for.
+            miss: MissAllowance { misses: 0, ..miss },
             late_latch,
             guard: match raw.guard {
                 raw::Guard::Deadline => Guard::Deadline,
