@@ -5,6 +5,7 @@ use super::*;
 use crate::admission::{Admission, Current, Refusal};
 use crate::contract::{Guard, LateLatch, MissAllowance};
 use crate::kind::PolicyKind;
+use crate::tenant::Tenant;
 use crate::testing::{CAPS, contract, flood, vr};
 use proptest::prelude::*;
 
@@ -78,6 +79,42 @@ fn without_misses_nothing_changes() {
     assert!(tally[0].kept > 1_700 && tally[0].broken == 0, "{tally:?}");
 }
 
+/// What admission charges for is the pattern: one that comes late is not denser for it.
+#[test]
+fn late_frames_keep_the_distance_of_their_pattern() {
+    let c = may_miss(1, 3, contract(100, 2_000, 2_000));
+    let mut tenant = Tenant::new(&c, &CAPS);
+    tenant.period_end = u64::MAX;
+    let (period, late) = (c.period.floor().0, 5_000_000);
+    let job = |slot: u64, late: u64| {
+        let release = Nanos(slot * period);
+        JobSpec {
+            ticket: Ticket(0),
+            tenant: TenantId(0),
+            frame: FrameId(slot + 1),
+            job: JobIndex(0),
+            jobs: 1,
+            late_latch: false,
+            arrival: release + Nanos(late),
+            release,
+            deadline: release + c.deadline,
+            slot,
+        }
+    };
+    let mut due = |slot: u64, late: u64| {
+        let job = job(slot, late);
+        tenant.frames.renew(slot);
+        tenant.note_arrival(&job, true);
+        assert!(tenant.pays(&job), "slot {slot} is mandatory");
+        tenant.deadline(&job, 1, job.arrival.0)
+    };
+    let first = due(0, late);
+    assert_eq!(first, period + late);
+    assert_eq!(due(1, 0), first + period);
+    assert_eq!(due(3, 0), first + 3 * period, "slot 2 may miss");
+    assert!(!tenant.pays(&job(2, 0)));
+}
+
 prop_compose! {
     pub(super) fn lenient()(
         hz in prop::sample::select(vec![30u64, 60, 72, 90, 120, 144]),
@@ -126,6 +163,34 @@ proptest! {
             if c.class == Class::Reserved {
                 prop_assert!(t.most_missed <= c.miss.misses, "{c:?} {t:?} {set:?}");
             }
+        }
+    }
+
+    /// A tenant that may miss, overruns and comes late delays another's mandatory frames by no more than its
+    /// longest job.
+    #[test]
+    fn a_lenient_tenant_out_of_step_harms_itself(
+        contracts in prop::collection::vec(lenient(), 2..6),
+        factor in 1u64..5,
+        tardy in 0u64..20_000_000,
+        seed: u64,
+    ) {
+        let admission = Admission::new(CAPS, 64);
+        let mut set: Vec<Current> = vec![];
+        for c in &contracts {
+            if let Ok(got) = admission.try_admit(&set, c) {
+                set.push((TenantId(set.len() as u16), *c, got.phase));
+            }
+        }
+        let mut guests: Vec<Guest> = set.iter().map(|(_, c, p)| Guest::of(*c, *p)).collect();
+        let Some(first) = guests.first_mut() else { return Ok(()) };
+        let own = first.contract.max_job.0;
+        first.jobs = (0..first.jobs.len() as u64 * factor).map(|_| own).collect();
+        (first.vary, first.tardy) = (false, (tardy, 0));
+        let mut policy = PolicyKind::Beamline.build(CAPS, 64, 512);
+        let tally = Sim::new(policy.as_mut(), guests, CAPS, seed).run(600_000_000);
+        for t in &tally[1..] {
+            prop_assert!(t.worst <= own + CAPS.switch_cost.0, "{t:?} beyond {own}, {set:?}");
         }
     }
 }

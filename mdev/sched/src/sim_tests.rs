@@ -51,7 +51,7 @@ pub(crate) struct Tally {
     pub(crate) missed: u64,
     pub(crate) late_jobs: u64,
     pub(crate) late_missed: u64,
-    /// Longest that a main or late-latch job ended after its deadline, ns.
+    /// Longest that a main or late-latch job of a mandatory frame ended after its deadline, ns.
     pub(crate) worst: u64,
     pub(crate) gpu: u64,
     pub(crate) granted: u64,
@@ -372,7 +372,9 @@ impl<'a> Sim<'a> {
         self.tally[t].granted += 1;
         // A tenant's releases are known, and so guarded, from its first vblank on.
         let late_by = if job.slot == 0 { 0 } else { now.saturating_sub(job.deadline.0) };
-        self.tally[t].worst = self.tally[t].worst.max(late_by);
+        if self.guests[t].contract.pattern().is_mandatory(job.slot) {
+            self.tally[t].worst = self.tally[t].worst.max(late_by);
+        }
         let missed = u64::from(late_by > 0);
         let gap = self.guests[t].contract.gap.0 + self.guests[t].tardy.1;
         let main = self.guests[t].jobs.len();
