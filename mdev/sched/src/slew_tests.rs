@@ -102,7 +102,7 @@ fn a_set_that_rests_on_its_phases_does_not_slew_with_its_promises() {
     // Every 10 µs round the period: some alignments are safe, and some between them are not.
     let all: Vec<bool> = (0..1_666).map(|i| good(i * 10_000)).collect();
     let safe = all.iter().filter(|&&g| g).count();
-    assert!(safe > 100 && safe < 1_600, "{safe} of 1666");
+    assert!(safe > 100 && safe < all.len(), "{safe} of 1666");
     let changes = all.windows(2).filter(|w| w[0] != w[1]).count();
     assert!(changes >= 2, "the way round leads through {changes} edges");
 
