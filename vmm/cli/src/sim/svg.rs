@@ -9,7 +9,7 @@ const WIDTH: f64 = 1200.0;
 const LEFT: f64 = 150.0;
 const RIGHT: f64 = 110.0;
 /// Top of the bars.
-const TOP: f64 = 84.0;
+const TOP: f64 = 102.0;
 const ROW: f64 = 26.0;
 const BAR: f64 = 16.0;
 /// The strips' stretch of time, ns.
@@ -61,7 +61,8 @@ fn head(call: &Call, height: f64) -> String {
     );
     let _ = writeln!(
         out,
-        "<text x=\"16\" y=\"46\" fill=\"{GREY}\">{}; {} seeds of {} s, {} phases, {} admission, scenario {}; \
+        "<text x=\"16\" y=\"46\" fill=\"{GREY}\">{}</text>\n\
+         <text x=\"16\" y=\"62\" fill=\"{GREY}\">{} seeds of {} s, {} phases, {} admission, scenario {}; \
          all but beamline: {MODEL}</text>\n\
          <text x=\"16\" y=\"{:.1}\" font-weight=\"600\">frames in budget, % of those that kept their \
          contract, with 95% intervals</text>",
