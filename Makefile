@@ -3,6 +3,7 @@
 #   make demo     build everything and show four ways of sharing one GPU (under 3 minutes once built)
 #   make test     every test; the last line counts passed, failed and skipped
 #   make bench    benchmarks
+#   make bench-sched  the scheduler's: what a decision costs, and what the frame contract is worth (simulated)
 #   make lint     formatting, clippy, and the dependency policy where cargo-deny is installed
 #   make setup    install what is missing (Debian, as root); also run by demo and test
 #   make guest    build the guest image
@@ -17,7 +18,7 @@ GUEST_FLAGS  := -C relocation-model=static -C no-redzone=yes -C force-unwind-tab
 # Where tests and benchmarks look for the guest image; the command itself looks beside its own binary.
 export BEAMLINE_GUEST ?= $(CARGO_TARGET_DIR)/$(GUEST_TARGET)/guest/beamline-microguest
 
-.PHONY: setup guest build demo test bench lint clean
+.PHONY: setup guest build demo test bench bench-sched lint clean
 
 setup:
 	@scripts/setup.sh
@@ -37,6 +38,9 @@ test: setup guest
 
 bench: setup guest
 	$(CARGO) bench --locked -p beamline-benches
+
+bench-sched: setup
+	$(CARGO) bench --locked -p beamline-benches --bench scheduler --bench contract
 
 lint:
 	@scripts/lint.sh

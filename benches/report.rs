@@ -15,8 +15,10 @@ pub const LABEL: &str = "measured";
 pub struct Gate {
     /// What is promised.
     pub what: String,
-    /// At most this.
+    /// At most this, or at least.
     pub limit: f64,
+    /// Which of the two.
+    pub at_least: bool,
     /// What came out, in the same unit.
     pub value: f64,
     /// Whether it was kept.
@@ -26,13 +28,23 @@ pub struct Gate {
 impl Gate {
     /// `value` is to be at most `limit`.
     pub fn at_most(what: impl Into<String>, limit: f64, value: f64) -> Self {
-        Self { what: what.into(), limit, value, met: value <= limit }
+        Self { what: what.into(), limit, at_least: false, value, met: value <= limit }
     }
 
-    /// One line: `what ≤ limit unit: met (value unit)`.
+    /// `value` is to be at least `limit`.
+    pub fn at_least(what: impl Into<String>, limit: f64, value: f64) -> Self {
+        Self { what: what.into(), limit, at_least: true, value, met: value >= limit }
+    }
+
+    /// One line: `what ≤ limit unit: met (value unit)`, or `≥`.
     pub fn line(&self, unit: &str) -> String {
         let verdict = if self.met { "met" } else { "missed" };
-        format!("{} ≤ {}{unit}: {verdict} ({:.2}{unit})", self.what, self.limit, self.value)
+        let sign = if self.at_least { '≥' } else { '≤' };
+        // Shares of a thousand are told apart.
+        let digits = if self.limit < 0.01 { 5 } else { 2 };
+        let (what, limit, value) = (&self.what, self.limit, self.value);
+        let limit = (limit * 1e5).round() / 1e5;
+        format!("{what} {sign} {limit}{unit}: {verdict} ({value:.digits$}{unit})")
     }
 }
 
