@@ -13,8 +13,10 @@ const TOP: f64 = 64.0;
 const LANE: f64 = 46.0;
 const BAR: f64 = 22.0;
 /// Told apart also by people who do not see all colours.
-const COLOURS: [&str; 8] =
+pub const COLOURS: [&str; 8] =
     ["#3b6fb6", "#e08a1e", "#2a9d7f", "#9467bd", "#8c6d46", "#5ab4d6", "#b8a500", "#6b7280"];
+/// Longest name shown, in characters.
+const MAX_NAME: usize = 64;
 const MISSED: &str = "#d62839";
 /// The most rectangles drawn per slice: a browser should open the file.
 const MAX_RECTANGLES: usize = 5_000;
@@ -52,7 +54,7 @@ pub fn svg(analysis: &Analysis<'_>, window: Window) -> String {
 
 fn head(analysis: &Analysis<'_>, height: f64) -> String {
     let meta = &analysis.log.meta;
-    let (run, label) = (escape(&meta.run), meta.label);
+    let (run, label) = (escape(&meta.run, MAX_NAME), meta.label);
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" \
          width=\"{WIDTH}\" height=\"{height}\" font-family=\"system-ui, sans-serif\" \
@@ -110,7 +112,7 @@ fn draw_lane(
 ) {
     let y = TOP + LANE * lane as f64;
     let colour = COLOURS[lane % COLOURS.len()];
-    let name = escape(&analysis.log.meta.slices[lane].name);
+    let name = escape(&analysis.log.meta.slices[lane].name, MAX_NAME);
     let _ = writeln!(
         out,
         "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\" font-weight=\"600\" fill=\"{colour}\">\
@@ -203,10 +205,11 @@ fn legend(out: &mut String, y: f64) {
     );
 }
 
-/// Names come from configuration files: nothing in them is markup, and none is longer than its margin.
-fn escape(text: &str) -> String {
+/// Text as SVG shows it. Names come from files: nothing in them is markup, and none is longer than `most`
+/// characters.
+pub fn escape(text: &str, most: usize) -> String {
     let mut out = String::new();
-    for c in text.chars().filter(|c| !c.is_control()).take(64) {
+    for c in text.chars().filter(|c| !c.is_control()).take(most) {
         match c {
             '<' => out += "&lt;",
             '>' => out += "&gt;",

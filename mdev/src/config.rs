@@ -1,12 +1,13 @@
 //! The host's configuration: TOML read into raw sections, then validated into types.
 
 use beamline_abi::Nanos;
-use beamline_sched::{
-    Class, Contract, GpuCaps, Guard, LateLatch, MissAllowance, Period, PolicyKind, Preemption,
-    Sink, UnknownPolicy,
-};
+use beamline_sched::written::{self, Written};
+use beamline_sched::{Contract, GpuCaps, MissAllowance, PolicyKind, Preemption, UnknownPolicy};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
+
+/// How late after its vblank a guest may begin where its contract does not say, ms.
+const JITTER_MS: f64 = 1.0;
 
 /// Why a configuration is refused. Every message names the file and the key.
 #[derive(Debug, thiserror::Error)]
@@ -243,84 +244,18 @@ impl Checker<'_> {
         Ok(SliceConfig { name: raw.name, width: raw.width, height: raw.height, memory, contract })
     }
 
-    fn contract(&self, at: &str, raw: raw::Contract) -> Result<Contract, ConfigError> {
-        let key = |k: &str| format!("{at}.{k}");
-        let period = parse_hz(&raw.refresh_hz).ok_or_else(|| {
-            self.bad(
-                key("refresh_hz"),
-                format!(
-                    "`{}` is no rate from 0.1 to 1000 Hz; write \"90\" or \"60000/1001\"",
-                    raw.refresh_hz
-                ),
-            )
-        })?;
-        let ms = |k: &str, v: f64| self.millis(key(k), v);
-        let late_latch = match raw.late_latch {
-            None => None,
-            Some(l) => Some(LateLatch {
-                window: ms("late_latch.window_ms", l.window_ms)?,
-                budget: ms("late_latch.budget_ms", l.budget_ms)?,
-            }),
-        };
-        let miss = match raw.miss {
-            None => MissAllowance { misses: 0, frames: 1 },
-            Some(m) => m
-                .split_once('/')
-                .and_then(|(m, k)| Some((m.trim().parse().ok()?, k.trim().parse().ok()?)))
-                .filter(|&(m, k): &(u32, u32)| k > 0 && m < k)
-                .map(|(misses, frames)| MissAllowance { misses, frames })
-                .ok_or_else(|| {
-                    self.bad(
-                        key("miss"),
-                        format!("`{m}` is no m-in-k; write \"1/100\" for one miss in 100 frames"),
-                    )
-                })?,
-        };
-        Ok(Contract {
-            period,
-            deadline: match raw.deadline_ms {
-                Some(d) => ms("deadline_ms", d)?,
-                None => period.floor(),
-            },
-            budget: ms("budget_ms", raw.budget_ms)?,
-            max_job: ms("max_job_ms", raw.max_job_ms)?,
-            gap: ms("gap_ms", raw.gap_ms)?,
-            jitter: ms("jitter_ms", raw.jitter_ms)?,
-            sink: match raw.sink {
-                raw::Sink::Virtual => Sink::Virtual,
-                raw::Sink::External => Sink::External,
-            },
-            class: match raw.class {
-                raw::Class::Reserved => Class::Reserved,
-                raw::Class::Elastic => Class::Elastic,
-                raw::Class::Background => Class::Background,
-            },
-            // The dispatcher keeps every queued frame, in order, and drops none that is overdue: one that may miss
-            // would hold up one that may not. So every frame is promised, which is more than is asked for.
-            miss: MissAllowance { misses: 0, ..miss },
-            late_latch,
-            guard: match raw.guard {
-                raw::Guard::Deadline => Guard::Deadline,
-                raw::Guard::Release => Guard::Release,
-            },
-            depth: raw.depth,
-            weight: raw.weight,
-        })
+    fn contract(&self, at: &str, written: Written) -> Result<Contract, ConfigError> {
+        let contract = written
+            .read(JITTER_MS)
+            .map_err(|wrong| self.bad(format!("{at}.{}", wrong.key), wrong.problem))?;
+        // The dispatcher keeps every queued frame, in order, and drops none that is overdue: one that may miss
+        // would hold up one that may not. So every frame is promised, which is more than is asked for.
+        Ok(Contract { miss: MissAllowance { misses: 0, ..contract.miss }, ..contract })
     }
 
     fn millis(&self, key: impl Into<String>, ms: f64) -> Result<Nanos, ConfigError> {
-        if ms.is_finite() && (0.0..=10_000.0).contains(&ms) {
-            Ok(Nanos((ms * 1e6).round() as u64))
-        } else {
-            Err(self.bad(key, format!("{ms} is out of range; use 0 to 10000 milliseconds")))
-        }
+        written::millis(ms).map_err(|problem| self.bad(key, problem))
     }
-}
-
-/// `90` or `60000/1001`.
-fn parse_hz(text: &str) -> Option<Period> {
-    let (num, den) = text.split_once('/').unwrap_or((text, "1"));
-    Period::from_hz(num.trim().parse().ok().filter(|&n| n > 0)?, den.trim().parse().ok()?)
 }
 
 /// `64M`, `1G`, `4096`.
@@ -338,7 +273,7 @@ fn parse_size(text: &str) -> Option<u64> {
 
 /// The file as it is written. Unknown keys are refused.
 mod raw {
-    use super::BackendKind;
+    use super::{BackendKind, Written};
     use serde::Deserialize;
     use std::path::PathBuf;
 
@@ -395,63 +330,7 @@ mod raw {
         pub(super) height: u32,
         #[serde(default = "memory")]
         pub(super) memory: String,
-        pub(super) contract: Contract,
-    }
-
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    pub(super) struct Contract {
-        pub(super) refresh_hz: String,
-        pub(super) class: Class,
-        pub(super) budget_ms: f64,
-        pub(super) max_job_ms: f64,
-        #[serde(default)]
-        pub(super) deadline_ms: Option<f64>,
-        #[serde(default)]
-        pub(super) gap_ms: f64,
-        #[serde(default = "jitter")]
-        pub(super) jitter_ms: f64,
-        #[serde(default)]
-        pub(super) sink: Sink,
-        #[serde(default)]
-        pub(super) guard: Guard,
-        pub(super) miss: Option<String>,
-        pub(super) late_latch: Option<LateLatch>,
-        #[serde(default = "two")]
-        pub(super) depth: u8,
-        #[serde(default = "hundred")]
-        pub(super) weight: u16,
-    }
-
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    pub(super) struct LateLatch {
-        pub(super) window_ms: f64,
-        pub(super) budget_ms: f64,
-    }
-
-    #[derive(Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    pub(super) enum Class {
-        Reserved,
-        Elastic,
-        Background,
-    }
-
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    pub(super) enum Sink {
-        #[default]
-        Virtual,
-        External,
-    }
-
-    #[derive(Default, Deserialize)]
-    #[serde(rename_all = "lowercase")]
-    pub(super) enum Guard {
-        Deadline,
-        #[default]
-        Release,
+        pub(super) contract: Written,
     }
 
     fn beamline() -> String {
@@ -462,15 +341,6 @@ mod raw {
     }
     const fn one() -> u8 {
         1
-    }
-    const fn two() -> u8 {
-        2
-    }
-    const fn hundred() -> u16 {
-        100
-    }
-    const fn jitter() -> f64 {
-        1.0
     }
     const fn switch() -> f64 {
         0.1

@@ -199,8 +199,12 @@ impl Beamline {
     /// Takes a tenant out of whichever queue it is in.
     fn displace(&mut self, t: usize) {
         match self.tenant(t).map(|t| t.place) {
-            Some(Place::Waiting) => self.waiting.remove(t),
-            Some(Place::Reserved) => self.reserved.remove(t),
+            Some(Place::Waiting) => {
+                self.waiting.remove(t);
+            }
+            Some(Place::Reserved) => {
+                self.reserved.remove(t);
+            }
             Some(Place::Slack) => self.slack.remove(t),
             Some(Place::Nothing | Place::Held) | None => {}
         }

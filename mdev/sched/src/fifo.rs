@@ -76,7 +76,9 @@ impl ArrivalOrder {
                 let at = job.arrival.max(job.release).0;
                 self.order.set(t, (at, self.numbers[job.ticket.0 as usize]));
             }
-            None => self.order.remove(t),
+            None => {
+                self.order.remove(t);
+            }
         }
     }
 
@@ -89,7 +91,9 @@ impl ArrivalOrder {
     pub(crate) fn preempted(&mut self, ticket: Ticket) {
         if let Some(back) = self.jobs.put_back(ticket) {
             self.in_flight = self.in_flight.saturating_sub(1);
-            self.file(usize::from(back.spec.tenant.0));
+            if !back.orphan {
+                self.file(usize::from(back.spec.tenant.0));
+            }
         }
     }
 

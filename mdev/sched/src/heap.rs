@@ -65,11 +65,15 @@ impl<K: Ord + Copy> IndexedHeap<K> {
         }
     }
 
-    /// Puts `index` in with `key`, or changes its key. An index beyond the heap's size is ignored.
-    pub(crate) fn set(&mut self, index: usize, key: K) {
-        let Some(&at) = self.place.get(index) else {
-            return;
-        };
+    /// Key and index at a place.
+    pub(crate) fn entry(&self, place: usize) -> Option<(K, u32)> {
+        self.order.get(place).copied()
+    }
+
+    /// Puts `index` in with `key`, or changes its key. An index beyond the heap's size is ignored. Answers the lowest
+    /// place whose index has changed: all others that have are above it.
+    pub(crate) fn set(&mut self, index: usize, key: K) -> Option<usize> {
+        let &at = self.place.get(index)?;
         let at = if at == ABSENT {
             self.order.push((key, index as u32));
             self.order.len() - 1
@@ -77,25 +81,22 @@ impl<K: Ord + Copy> IndexedHeap<K> {
             self.order[at as usize].0 = key;
             at as usize
         };
-        let at = self.up(at);
-        self.down(at);
+        Some(self.settle(at))
     }
 
-    /// Takes `index` out, if it is in.
-    pub(crate) fn remove(&mut self, index: usize) {
-        let Some(&at) = self.place.get(index) else {
-            return;
-        };
-        if at == ABSENT {
-            return;
-        }
+    /// Takes `index` out, if it is in. Answers as [`IndexedHeap::set`] does; beside that, the last place is gone.
+    pub(crate) fn remove(&mut self, index: usize) -> Option<usize> {
+        let &at = self.place.get(index).filter(|&&at| at != ABSENT)?;
         let at = at as usize;
         self.place[index] = ABSENT;
         self.order.swap_remove(at);
-        if at < self.order.len() {
-            let at = self.up(at);
-            self.down(at);
-        }
+        (at < self.order.len()).then(|| self.settle(at))
+    }
+
+    /// Moves the entry at `at` to where it belongs; answers the lower one of the two places.
+    fn settle(&mut self, at: usize) -> usize {
+        let up = self.up(at);
+        at.max(self.down(up))
     }
 
     /// Moves the entry at `at` towards the root; answers where it ended.
@@ -113,7 +114,7 @@ impl<K: Ord + Copy> IndexedHeap<K> {
         at
     }
 
-    fn down(&mut self, mut at: usize) {
+    fn down(&mut self, mut at: usize) -> usize {
         let entry = self.order[at];
         loop {
             let mut child = 2 * at + 1;
@@ -130,6 +131,7 @@ impl<K: Ord + Copy> IndexedHeap<K> {
             at = child;
         }
         self.put(at, entry);
+        at
     }
 
     fn put(&mut self, at: usize, entry: (K, u32)) {

@@ -47,6 +47,8 @@ mod tenant;
 #[cfg(test)]
 mod testing;
 pub mod validate;
+#[cfg(feature = "config")]
+pub mod written;
 
 pub use admission::{Admission, Admitted, Current, Nearest, Proof, Refusal};
 pub use beamline::Beamline;

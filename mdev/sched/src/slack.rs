@@ -4,9 +4,9 @@
 //! A heap by key, in which every place also knows the least that anything below it needs: what cannot fit is
 //! passed by without being looked at, however many tenants wait with jobs that are too long.
 
+use crate::heap::IndexedHeap;
 use alloc::{vec, vec::Vec};
 
-const ABSENT: u32 = u32::MAX;
 /// Places that a search can have put off: one per level of a heap of all tenants, and then some.
 const PUT_OFF: usize = 40;
 
@@ -32,12 +32,9 @@ impl Clear {
 /// Indices `0..n`, each with a key and what it needs.
 #[derive(Debug)]
 pub(crate) struct SlackHeap<K> {
-    /// Key and index in heap order.
-    order: Vec<(K, u32)>,
+    order: IndexedHeap<K>,
     /// The least need at and below each place of `order`.
     least: Vec<Clear>,
-    /// Where each index is in `order`, or [`ABSENT`].
-    place: Vec<u32>,
     /// By index.
     needs: Vec<Clear>,
 }
@@ -45,9 +42,8 @@ pub(crate) struct SlackHeap<K> {
 impl<K: Ord + Copy> SlackHeap<K> {
     pub(crate) fn new(n: usize) -> Self {
         Self {
-            order: Vec::with_capacity(n),
+            order: IndexedHeap::new(n),
             least: Vec::with_capacity(n),
-            place: vec![ABSENT; n],
             needs: vec![Clear::NONE; n],
         }
     }
@@ -58,44 +54,30 @@ impl<K: Ord + Copy> SlackHeap<K> {
 
     /// The smallest key with its index.
     pub(crate) fn peek(&self) -> Option<(usize, K)> {
-        self.order.first().map(|&(k, i)| (i as usize, k))
+        self.order.peek()
     }
 
     /// Puts `index` in, or changes its key and need. An index beyond the heap's size is ignored.
     pub(crate) fn set(&mut self, index: usize, key: K, need: Clear) {
-        let Some(&at) = self.place.get(index) else {
+        let Some(changed) = self.order.set(index, key) else {
             return;
         };
         self.needs[index] = need;
-        let at = if at == ABSENT {
-            self.order.push((key, index as u32));
-            self.least.push(need);
-            self.order.len() - 1
-        } else {
-            self.order[at as usize].0 = key;
-            at as usize
-        };
-        self.settle(at);
+        self.least.resize(self.order.len(), need);
+        self.renew(changed);
     }
 
     /// Takes `index` out, if it is in.
     pub(crate) fn remove(&mut self, index: usize) {
-        let Some(&at) = self.place.get(index) else {
-            return;
-        };
-        if at == ABSENT {
-            return;
-        }
-        let at = at as usize;
-        self.place[index] = ABSENT;
-        self.order.swap_remove(at);
-        self.least.pop();
+        let changed = self.order.remove(index);
         let end = self.order.len();
-        if end > 0 {
-            self.renew((end - 1) / 2);
+        if end < self.least.len() {
+            self.least.truncate(end);
+            // What was above the last place has less below it now.
+            self.renew(end.saturating_sub(1) / 2);
         }
-        if at < end {
-            self.settle(at);
+        if let Some(changed) = changed {
+            self.renew(changed);
         }
     }
 
@@ -111,7 +93,7 @@ impl<K: Ord + Copy> SlackHeap<K> {
         while waiting > 0 {
             waiting -= 1;
             let at = put_off[waiting] as usize;
-            let (Some(&entry), Some(least)) = (self.order.get(at), self.least.get(at)) else {
+            let (Some(entry), Some(least)) = (self.order.entry(at), self.least.get(at)) else {
                 continue;
             };
             if !least.fits(clear) || best.is_some_and(|b| b <= entry) {
@@ -134,46 +116,13 @@ impl<K: Ord + Copy> SlackHeap<K> {
         best.map(|(k, i)| (i as usize, k))
     }
 
-    /// Moves the entry at `at` to where it belongs, and renews what is known above it.
-    fn settle(&mut self, mut at: usize) {
-        let from = at;
-        let entry = self.order[at];
-        while at > 0 {
-            let parent = (at - 1) / 2;
-            if self.order[parent] <= entry {
-                break;
-            }
-            self.put(at, self.order[parent]);
-            at = parent;
-        }
-        loop {
-            let mut child = 2 * at + 1;
-            if child >= self.order.len() {
-                break;
-            }
-            if child + 1 < self.order.len() && self.order[child + 1] < self.order[child] {
-                child += 1;
-            }
-            if entry <= self.order[child] {
-                break;
-            }
-            self.put(at, self.order[child]);
-            at = child;
-        }
-        self.put(at, entry);
-        // One of the two is above the other, and nothing else has moved.
-        self.renew(from.max(at));
-    }
-
-    fn put(&mut self, at: usize, entry: (K, u32)) {
-        self.order[at] = entry;
-        self.place[entry.1 as usize] = at as u32;
-    }
-
     /// Works out the least need again, at `at` and above.
     fn renew(&mut self, mut at: usize) {
         loop {
-            let mut least = self.needs[self.order[at].1 as usize];
+            let Some((_, index)) = self.order.entry(at) else {
+                return;
+            };
+            let mut least = self.needs[index as usize];
             for child in [2 * at + 1, 2 * at + 2] {
                 if let Some(&below) = self.least.get(child) {
                     least = least.least(below);

@@ -104,7 +104,7 @@ impl Summary {
         output::line(&table::table(&reports));
         for run in &self.together {
             output::line(&format!(
-                "during {}: other programs took {:.0}% of a CPU",
+                "during {}: other programs took {:.0}% of a CPU (measured)",
                 run.report.run, run.others.percent
             ));
             for b in &run.background {

@@ -2,6 +2,7 @@
 
 use super::run::Result;
 use super::{Call, MODEL, standing};
+use beamline_latency::svg::{COLOURS, escape};
 use beamline_sched::sim::outcome::{Doing, Span};
 use std::fmt::Write;
 
@@ -14,12 +15,11 @@ const ROW: f64 = 26.0;
 const BAR: f64 = 16.0;
 /// The strips' stretch of time, ns.
 const STRIP: u64 = 100_000_000;
-/// Told apart also by people who do not see all colours; further tenants begin again.
-const COLOURS: [&str; 8] =
-    ["#3b6fb6", "#e08a1e", "#2a9d7f", "#9467bd", "#8c6d46", "#5ab4d6", "#b8a500", "#6b7280"];
 const GREY: &str = "#52606d";
 /// The most rectangles of a strip: a browser should open the file.
 const MAX_RECTANGLES: usize = 5_000;
+/// Longest name or description, in characters.
+const MAX_TEXT: usize = 200;
 /// The most tenants that are named below the strips.
 const MAX_NAMES: usize = 8;
 
@@ -56,7 +56,7 @@ fn head(call: &Call, height: f64) -> String {
          fill-opacity=\"0.6\"/></pattern></defs>\n\
          <text x=\"16\" y=\"28\" font-size=\"17\" font-weight=\"600\">{0}</text>\n\
          <text x=\"{1}\" y=\"28\" text-anchor=\"end\" font-size=\"13\" fill=\"{GREY}\">simulated</text>\n",
-        escape(&s.name),
+        escape(&s.name, MAX_TEXT),
         WIDTH - 16.0
     );
     let _ = writeln!(
@@ -66,7 +66,7 @@ fn head(call: &Call, height: f64) -> String {
          all but beamline: {MODEL}</text>\n\
          <text x=\"16\" y=\"{:.1}\" font-weight=\"600\">frames in budget, % of those that kept their \
          contract, with 95% intervals</text>",
-        escape(&s.about),
+        escape(&s.about, MAX_TEXT),
         call.seeds,
         s.length.0 as f64 / 1e9,
         call.phases.name(),
@@ -163,7 +163,7 @@ fn strip(out: &mut String, call: &Call, result: &Result, y: f64) {
             out,
             "<rect {place} fill=\"{}\"><title>{}: {what} of vblank {}, {}</title></rect>",
             COLOURS[tenant % COLOURS.len()],
-            escape(name),
+            escape(name, MAX_TEXT),
             span.slot,
             span.to.saturating_sub(span.from)
         );
@@ -197,7 +197,7 @@ fn names(out: &mut String, call: &Call, y: f64) {
             y - 10.0,
             COLOURS[i % COLOURS.len()],
             x + 19.0,
-            escape(&tenant.name)
+            escape(&tenant.name, MAX_TEXT)
         );
         x += 44.0 + 7.0 * tenant.name.chars().count() as f64;
     }
@@ -207,29 +207,4 @@ fn names(out: &mut String, call: &Call, y: f64) {
         out,
         "<text x=\"{x:.1}\" y=\"{y:.1}\" fill=\"{GREY}\">{rest}hatched: late latch</text>"
     );
-}
-
-/// Descriptions come from files: nothing in them is markup.
-fn escape(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars().filter(|c| !c.is_control()).take(200) {
-        match c {
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '&' => out += "&amp;",
-            '"' => out += "&quot;",
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_description_cannot_be_markup() {
-        assert_eq!(escape("<b>&\u{7}\"x\""), "&lt;b&gt;&amp;&quot;x&quot;");
-    }
 }

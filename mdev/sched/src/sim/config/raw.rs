@@ -1,5 +1,6 @@
 //! A scenario file as it is written. Unknown keys are refused; times are milliseconds.
 
+use crate::written::Written;
 use serde::Deserialize;
 use std::string::String;
 use std::vec::Vec;
@@ -58,65 +59,10 @@ pub(super) struct Tenant {
     #[serde(default = "one")]
     pub(super) count: u32,
     pub(super) phase_ms: Option<f64>,
-    pub(super) contract: Contract,
+    pub(super) contract: Written,
     pub(super) frames: Option<Frames>,
     pub(super) flood: Option<Flood>,
     pub(super) trace: Option<TraceFile>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Contract {
-    pub(super) refresh_hz: String,
-    pub(super) class: Class,
-    pub(super) budget_ms: f64,
-    pub(super) max_job_ms: f64,
-    pub(super) deadline_ms: Option<f64>,
-    #[serde(default)]
-    pub(super) gap_ms: f64,
-    #[serde(default)]
-    pub(super) jitter_ms: f64,
-    #[serde(default)]
-    pub(super) sink: Sink,
-    #[serde(default)]
-    pub(super) guard: Guard,
-    pub(super) miss: Option<String>,
-    pub(super) late_latch: Option<LateLatch>,
-    #[serde(default = "two")]
-    pub(super) depth: u8,
-    #[serde(default = "hundred")]
-    pub(super) weight: u16,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct LateLatch {
-    pub(super) window_ms: f64,
-    pub(super) budget_ms: f64,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Class {
-    Reserved,
-    Elastic,
-    Background,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Sink {
-    #[default]
-    Virtual,
-    External,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Guard {
-    Deadline,
-    #[default]
-    Release,
 }
 
 #[derive(Deserialize)]
@@ -188,10 +134,4 @@ const fn one_second() -> f64 {
 }
 const fn one() -> u32 {
     1
-}
-const fn two() -> u8 {
-    2
-}
-const fn hundred() -> u16 {
-    100
 }
