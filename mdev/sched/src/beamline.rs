@@ -35,9 +35,9 @@
 //!      '------------- last job granted or dropped ---------------------'
 //! ```
 
-use crate::contract::{Class, Contract, Guard};
-use crate::demand::{self, Task};
-use crate::guard::{Guards, Horizon, Kind, Rule, Span};
+use crate::contract::{Class, Contract};
+use crate::demand;
+use crate::guard::{Guards, Kind};
 use crate::heap::IndexedHeap;
 use crate::policy::{
     Decision, Defer, GpuCaps, JobSpec, Policy, Preemption, QueueFull, TenantId, Ticket, Vblank,
@@ -49,11 +49,10 @@ use crate::tenant::{Breach, Place, Tenant};
 use alloc::vec::Vec;
 use beamline_abi::Nanos;
 
+mod gaps;
 mod room;
+mod rules;
 use room::Running;
-
-/// Reserved tenants up to which the harmless blocking is worked out; beyond, none is assumed harmless.
-const TOLERANCE_TENANTS: usize = 64;
 
 /// Order among the slack: rank, then period end or virtual time.
 type SlackKey = (u8, u64);
@@ -130,70 +129,6 @@ impl Beamline {
 
     fn tenant_mut(&mut self, t: usize) -> Option<&mut Tenant> {
         self.tenants.get_mut(t)?.as_mut()
-    }
-
-    /// Works out which blocking the reserved tenants tolerate.
-    fn renew_tolerances(&mut self) {
-        let jobs = self.tenants.iter().flatten().map(|t| t.contract.max_job.0).max();
-        self.longest_job = jobs.unwrap_or(0).saturating_add(self.caps.switch_cost.0);
-        let reserved = || {
-            self.tenants.iter().enumerate().filter_map(|(i, t)| {
-                t.as_ref().filter(|t| t.contract.class == Class::Reserved).map(|t| (i, &t.contract))
-            })
-        };
-        let tasks: Vec<_> = if reserved().count() <= TOLERANCE_TENANTS {
-            reserved().flat_map(|(i, c)| demand::tasks(TenantId(i as u16), c, &self.caps)).collect()
-        } else {
-            Vec::new()
-        };
-        let known = demand::tolerances(&tasks, &self.caps);
-        for t in 0..self.tenants.len() {
-            for kind in [Kind::Frame, Kind::LateLatch] {
-                self.guards.set_tolerance(t, kind, 0);
-            }
-        }
-        let late_is_last = self.preemption_cost().is_some() && !self.any_alignment(&tasks);
-        for tenant in self.tenants.iter_mut().flatten() {
-            tenant.late_is_last = late_is_last;
-        }
-        let leaving =
-            self.preemption_cost().map(|cost| cost.saturating_add(self.caps.switch_cost.0));
-        for (task, tolerance) in tasks.iter().zip(known) {
-            // Slack that may be on the GPU when the work comes is asked back then, and not before.
-            let tolerance = match leaving {
-                Some(leaving) if leaving <= tolerance => u64::MAX,
-                _ => tolerance,
-            };
-            let kind = if task.late_latch { Kind::LateLatch } else { Kind::Frame };
-            self.guards.set_tolerance(usize::from(task.tenant.0), kind, tolerance);
-        }
-    }
-
-    /// Whether the reserved work is in time at every alignment of the vblanks, so that it may also come late.
-    fn any_alignment(&self, tasks: &[Task]) -> bool {
-        let others = self.tenants.iter().flatten().filter(|t| t.contract.class != Class::Reserved);
-        let jobs = others.map(|t| preempt::foreign_chunk(t.contract.max_job.0, &self.caps));
-        !tasks.is_empty() && demand::test(tasks, jobs.max().unwrap_or(0), 0, &self.caps).is_ok()
-    }
-
-    fn set_rules(&mut self, t: usize, c: &Contract) {
-        self.guards.remove(t);
-        if c.class != Class::Reserved {
-            return;
-        }
-        let rule = Rule {
-            soft: c.guard == Guard::Release,
-            hold: c.jitter.0,
-            period: c.period.floor().0,
-            tolerance: 0,
-            span: c.main_deadline().0,
-        };
-        self.guards.set_rule(t, Kind::Frame, rule);
-        if let Some(l) = c.late_latch {
-            // Later than this the job could not end in time anyway.
-            let hold = l.window.saturating_sub(l.budget).0;
-            self.guards.set_rule(t, Kind::LateLatch, Rule { hold, span: l.window.0, ..rule });
-        }
     }
 
     /// Takes a tenant out of whichever queue it is in.
@@ -393,71 +328,6 @@ impl Beamline {
         }
     }
 
-    /// The first slack job that ends clear of the guards; else why not, and when to look again.
-    fn grant_slack(&mut self, now: u64) -> Decision {
-        let next = self.waiting.peek().map(|(_, at)| at);
-        let Some((first, _)) = self.slack.peek() else {
-            return idle(next, Defer::NotReleased);
-        };
-        let horizon = self.guards.horizon(None, now);
-        let clear = self.clear(horizon, now);
-        let Self { slack, tenants, jobs, guards, .. } = self;
-        let (ahead, caps) = ((self.expected_in_flight, self.worst_in_flight), self.caps);
-        let found = slack.first(clear, |t| {
-            let (Some(Some(tenant)), Some(job)) = (tenants.get(t), jobs.head(t)) else {
-                return false;
-            };
-            if tenant.contract.class != Class::Reserved || tenant.is_optional(job) {
-                return true;
-            }
-            tenant.need(job, caps.guard_margin.0).fits(clear_of(
-                guards.horizon(Some(t), now),
-                now,
-                ahead,
-                caps.switch_cost.0,
-            ))
-        });
-        if let Some((t, _)) = found
-            && let Some(grant) = self.grant(t, now, None)
-        {
-            return grant;
-        }
-        let over = self.tenant(first).is_some_and(|t| t.contract.class == Class::Reserved);
-        let until = next.map_or(horizon.until, |n| n.min(horizon.until));
-        idle(
-            (until != u64::MAX).then_some(until),
-            if over { Defer::NoBudget } else { Defer::Guarded },
-        )
-    }
-
-    /// What a job may take, started now.
-    fn clear(&self, horizon: Horizon, now: u64) -> Clear {
-        let ahead = (self.expected_in_flight, self.worst_in_flight);
-        clear_of(horizon, now, ahead, self.caps.switch_cost.0)
-    }
-
-    /// Until when the first reserved job waits for a release that is kept free.
-    fn gives_way(&mut self, t: usize, deadline: u64, now: u64) -> Option<u64> {
-        // Waiting takes from all that waits; this is worked out for one.
-        if self.reserved.len() > 1 || self.reserved_in_flight > 0 {
-            return None;
-        }
-        let ahead = match self.caps.preemption {
-            Preemption::None => self.expected_in_flight,
-            Preemption::Levels { .. } => 0,
-            // It makes room when it has to.
-            Preemption::Full { .. } => return None,
-        };
-        let (tenant, job) = (self.tenant(t)?, self.jobs.head(t)?);
-        let kind = if tenant.is_late(job) { Kind::LateLatch } else { Kind::Frame };
-        let cost = tenant.expected(job).0.saturating_add(ahead);
-        let margin = self.caps.switch_cost.0.saturating_add(self.caps.guard_margin.0);
-        let end = now.saturating_add(cost).saturating_add(margin);
-        let blocking = self.longest_job;
-        let span = Span { release: job.release.0, end, deadline, blocking };
-        self.guards.give_way(t, kind, span, now).filter(|&until| until > now)
-    }
-
     /// `until`, or the next release of a job that is queued, if that is sooner.
     fn or_released(&self, until: u64) -> u64 {
         self.waiting.peek().map_or(until, |(_, at)| at.min(until))
@@ -486,16 +356,6 @@ impl Beamline {
         tenant.resume_by = Some((job.slot, until));
         let deadline = tenant.deadline(job, busy, now);
         self.pauses.set(t, (deadline, until));
-    }
-}
-
-/// What a job may take, started now, to end clear of `horizon`: behind the work `ahead` of it on the GPU, as
-/// expected and at worst, and after a `switch` of tenant.
-fn clear_of(horizon: Horizon, now: u64, ahead: (u64, u64), switch: u64) -> Clear {
-    let start = now.saturating_add(switch);
-    Clear {
-        expected: horizon.soft.saturating_sub(start.saturating_add(ahead.0)),
-        worst: horizon.hard.saturating_sub(start.saturating_add(ahead.1)),
     }
 }
 

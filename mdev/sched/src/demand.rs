@@ -20,16 +20,18 @@
 //!   within that is left alone, and its leaving fit into the same charge. What is on its way out already when the
 //!   interval begins is the blocking: at most `cost`, or one job where that is shorter.
 //!
-//! All arithmetic is on integers; the work is bounded by [`MAX_STEPS`].
+//! The deadlines are visited once, in order, with the demand so far: n log m for n deadlines of m tasks. All
+//! arithmetic is on integers; n is bounded by [`MAX_POINTS`].
 
 use crate::contract::{Class, Contract, Guard, LateLatch};
+use crate::heap::IndexedHeap;
 use crate::mk::Pattern;
 use crate::policy::{GpuCaps, TenantId};
 use crate::preempt;
 use alloc::{vec, vec::Vec};
 
-/// Bound on (test points × tasks).
-pub(crate) const MAX_STEPS: u64 = 4_000_000;
+/// Bound on the deadlines looked at.
+pub(crate) const MAX_POINTS: u128 = 1_000_000;
 
 /// Scale of a utilisation: 2^40 is the whole GPU.
 const ONE: u128 = 1 << 40;
@@ -60,12 +62,9 @@ impl Task {
     pub(crate) const fn reduced(&self) -> u64 {
         self.deadline.saturating_sub(self.jitter)
     }
-    /// Most work with release and deadline within `t` ns.
-    fn demand(&self, t: u64) -> u128 {
-        match t.checked_sub(self.reduced()) {
-            Some(rest) => self.pattern.most(rest / self.period + 1) * u128::from(self.cost),
-            None => 0,
-        }
+    /// What its release number `k` adds to the most work with release and deadline within an interval, ns.
+    fn step(&self, k: u64) -> u128 {
+        (self.pattern.most(k + 1) - self.pattern.most(k)) * u128::from(self.cost)
     }
     /// Share of the GPU that it uses, scaled by [`ONE`].
     fn utilisation(&self) -> u128 {
@@ -220,32 +219,129 @@ pub(crate) fn test(
     let end = limit(tasks, known).ok_or_else(|| overload(widest))?.max(first);
     let points: u128 =
         tasks.iter().map(|t| u128::from(end.saturating_sub(t.reduced()) / t.period) + 1).sum();
-    if points * tasks.len() as u128 > u128::from(MAX_STEPS) {
+    if points > MAX_POINTS {
         return Err(overload(end));
     }
-    let mut tolerance = vec![known; tasks.len()];
-    for task in tasks {
-        let mut t = task.reduced();
-        while t <= end {
-            let demand: u128 = tasks.iter().map(|x| x.demand(t)).sum();
-            let blocking = match blocking(tasks, t, foreign) {
-                0 => 0,
-                chunk => block(chunk),
-            };
-            let total = demand + u128::from(blocking);
-            if total > u128::from(t) {
-                return Err(Shortage { interval: t, demand: saturate(total) });
-            }
-            let spare = t - saturate(demand);
-            for (x, least) in tasks.iter().zip(&mut tolerance) {
-                if x.reduced() <= t {
-                    *least = spare.min(*least);
-                }
-            }
-            t = t.saturating_add(task.period);
+    let mut blockers = Blockers::new(tasks, foreign);
+    // What is spare at the tightest deadline since each task came into view, and those before it.
+    let mut spare = vec![known; tasks.len()];
+    let mut demand = 0u128;
+    // By time: each task's next deadline, and the number of its release.
+    let mut next = IndexedHeap::new(tasks.len());
+    for (i, task) in tasks.iter().enumerate() {
+        next.set(i, (task.reduced(), 0));
+    }
+    while let Some((i, (t, k))) = next.peek() {
+        if t > end {
+            break;
         }
+        let task = &tasks[i];
+        demand += task.step(k);
+        _ = match t.checked_add(task.period) {
+            Some(then) => next.set(i, (then, k + 1)),
+            None => next.remove(i),
+        };
+        // Of deadlines at the same time the last one's sum decides.
+        if next.peek().is_some_and(|(_, (then, _))| then == t) {
+            continue;
+        }
+        blockers.advance(t);
+        let blocking = match blockers.longest() {
+            0 => 0,
+            chunk => block(chunk),
+        };
+        let total = demand + u128::from(blocking);
+        if total > u128::from(t) {
+            return Err(Shortage { interval: t, demand: saturate(total) });
+        }
+        let tightest = &mut spare[blockers.inside - 1];
+        *tightest = (t - saturate(demand)).min(*tightest);
+    }
+    // A task's blocking shows in every interval from its first deadline on.
+    let mut tolerance = vec![known; tasks.len()];
+    let mut least = known;
+    for (&i, spare) in blockers.by_view.iter().zip(spare).rev() {
+        least = least.min(spare);
+        tolerance[i] = least;
     }
     Ok(Passed { tolerance })
+}
+
+/// The longest job that may run when an interval begins although its deadline is beyond it, as the interval grows.
+struct Blockers<'a> {
+    tasks: &'a [Task],
+    foreign: u64,
+    /// Tasks in the order in which they come into view.
+    by_view: Vec<usize>,
+    /// How many of them have a deadline within the interval.
+    inside: usize,
+    /// Whether any of these may be blocked by elastic and background work.
+    open: bool,
+    /// Whose these are, if one tenant's.
+    alone: Option<TenantId>,
+    /// Tasks by deadline, each with the longest job of it and all after it, its tenant's, and the longest of others.
+    beyond: Vec<Beyond>,
+    /// How many of them are due within the interval.
+    due: usize,
+}
+
+#[derive(Clone, Copy)]
+struct Beyond {
+    deadline: u64,
+    longest: u64,
+    tenant: TenantId,
+    others: u64,
+}
+
+impl<'a> Blockers<'a> {
+    fn new(tasks: &'a [Task], foreign: u64) -> Self {
+        let mut by_view: Vec<usize> = (0..tasks.len()).collect();
+        by_view.sort_by_key(|&i| tasks[i].reduced());
+        let mut by_deadline: Vec<&Task> = tasks.iter().collect();
+        by_deadline.sort_by_key(|t| core::cmp::Reverse(t.deadline));
+        let mut beyond: Vec<Beyond> = Vec::with_capacity(tasks.len());
+        for task in by_deadline {
+            let Task { deadline, chunk, tenant, .. } = *task;
+            let before = beyond.last().copied();
+            let mut all = before.unwrap_or(Beyond { deadline, longest: 0, tenant, others: 0 });
+            all.deadline = deadline;
+            if tenant == all.tenant {
+                all.longest = all.longest.max(chunk);
+            } else if chunk > all.longest {
+                all = Beyond { deadline, longest: chunk, tenant, others: all.longest };
+            } else {
+                all.others = all.others.max(chunk);
+            }
+            beyond.push(all);
+        }
+        beyond.reverse();
+        Self { tasks, foreign, by_view, inside: 0, open: false, alone: None, beyond, due: 0 }
+    }
+
+    /// The interval is `t` long now.
+    fn advance(&mut self, t: u64) {
+        while let Some(task) = self.by_view.get(self.inside).map(|&i| &self.tasks[i])
+            && task.reduced() <= t
+        {
+            self.open |= !task.release_guard;
+            let same = self.inside == 0 || self.alone == Some(task.tenant);
+            self.alone = same.then_some(task.tenant);
+            self.inside += 1;
+        }
+        while self.beyond.get(self.due).is_some_and(|b| b.deadline <= t) {
+            self.due += 1;
+        }
+    }
+
+    /// A tenant does not block itself: its late latch comes after its own frame, and its next frame after that.
+    fn longest(&self) -> u64 {
+        let peers = match self.beyond.get(self.due) {
+            Some(b) if Some(b.tenant) == self.alone => b.others,
+            Some(b) => b.longest,
+            None => 0,
+        };
+        if self.open { peers.max(self.foreign) } else { peers }
+    }
 }
 
 /// Per task: the blocking at its release that harms nobody, beside no other blocking, ns; zero where that takes
@@ -258,20 +354,6 @@ pub(crate) fn tolerances(tasks: &[Task], caps: &GpuCaps) -> Vec<u64> {
         .map_or_else(|_| vec![0; tasks.len()], |p| p.tolerance)
 }
 
-/// The longest job that may run when an interval of `t` begins although its deadline is beyond it.
-fn blocking(tasks: &[Task], t: u64, foreign: u64) -> u64 {
-    let inside = || tasks.iter().filter(|x| x.reduced() <= t);
-    let Some(first) = inside().next() else {
-        return 0;
-    };
-    // A tenant does not block itself: its late latch comes after its own frame, and its next frame after
-    // that.
-    let alone = inside().all(|x| x.tenant == first.tenant).then_some(first.tenant);
-    let peers = tasks
-        .iter()
-        .filter(|x| x.deadline > t && Some(x.tenant) != alone)
-        .map(|x| x.chunk)
-        .max()
-        .unwrap_or(0);
-    if inside().any(|x| !x.release_guard) { peers.max(foreign) } else { peers }
-}
+#[cfg(test)]
+#[path = "demand_tests.rs"]
+mod tests;

@@ -144,6 +144,13 @@ impl JobTable {
         self.slots.get(head as usize).map(|s| &s.spec)
     }
 
+    /// The job of that name on the GPU, where its tenant is still there.
+    pub(crate) fn running(&self, ticket: Ticket) -> Option<&JobSpec> {
+        let slot = self.slots.get(ticket.0 as usize).filter(|s| s.state == State::Running)?;
+        let life = self.lists.get(usize::from(slot.spec.tenant.0))?.life;
+        (life == slot.life).then_some(&slot.spec)
+    }
+
     /// Takes a tenant's next job out of its list: it runs now.
     pub(crate) fn start(&mut self, tenant: usize, note: Note) -> Option<JobSpec> {
         let at = self.take_head(tenant, State::Running)?;

@@ -261,9 +261,10 @@ proptest! {
         let c = all[0].contract;
         all[0].tardy = tardy;
         all[0].jobs = vec![(c.budget.0 / pieces).min(c.max_job.0).max(1); pieces as usize];
-        let tally = run_on(caps, all, 600_000_000, seed);
+        let (tally, breaches) = run_for_breaches(caps, all, 600_000_000, seed);
         let bound = preempt::block(preempt::chunk(c.max_job.0, &caps), &caps);
-        for t in &tally[1..] {
+        for (t, breach) in tally.iter().zip(&breaches).skip(1) {
+            prop_assert_eq!(*breach, None);
             prop_assert!(t.worst <= bound, "{:?} beyond {bound}, {:?}", t, set);
         }
     }

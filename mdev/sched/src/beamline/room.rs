@@ -7,7 +7,8 @@
 //!
 //! Whoever a job is asked back for is charged for it (`crate::preempt::per_release`), which is part of what
 //! its contract's budget was opened with: once per frame and late latch. Work that comes in more pieces
-//! pays for the others out of its own budget.
+//! pays for the others out of its own budget. A reserved job that has used up its account pays itself: without
+//! its overrun nobody would have asked.
 //!
 //! ```text
 //!            grant                ask back               preempted
@@ -17,7 +18,7 @@
 
 use super::{Beamline, idle};
 use crate::contract::Class;
-use crate::policy::{Decision, Defer, Preemption, Ticket};
+use crate::policy::{Decision, Defer, JobSpec, Preemption, Ticket};
 use crate::preempt;
 use crate::queue::Note;
 
@@ -89,10 +90,13 @@ impl Beamline {
         if let Some((t, earlier)) = self.reserved.peek()
             && earlier < due
         {
-            return match run.ends_soon(now, cost) {
-                Some(until) => idle(Some(self.or_released(until)), Defer::InFlight),
-                None => self.ask_back(run, Some(t)),
-            };
+            if let Some(until) = run.ends_soon(now, cost) {
+                return idle(Some(self.or_released(until)), Defer::InFlight);
+            }
+            let overran = !in_budget && run.due != u64::MAX;
+            let payer =
+                if overran { self.jobs.running(run.ticket) } else { self.jobs.head(t) }.copied();
+            return self.ask_back(run, payer);
         }
         let until = if in_budget { run.paid_until } else { self.leave_by(run, cost, now) };
         if until <= now {
@@ -121,13 +125,13 @@ impl Beamline {
         soft.min(hard)
     }
 
-    /// Asks the running job back, for the first job of tenant `by`, which pays for it.
-    fn ask_back(&mut self, run: Running, by: Option<usize>) -> Decision {
+    /// Asks the running job back; the tenant of `payer` pays for it.
+    fn ask_back(&mut self, run: Running, payer: Option<JobSpec>) -> Decision {
         self.running = Some(Running { asked: true, ..run });
-        if let Some(t) = by {
+        if let Some(job) = payer {
+            let t = usize::from(job.tenant.0);
             let charge = preempt::per_release(&self.caps);
-            let job = self.jobs.head(t).copied();
-            if let (Some(job), Some(tenant)) = (job, self.tenant_mut(t)) {
+            if let Some(tenant) = self.tenant_mut(t) {
                 tenant.charge(&job, charge);
                 self.replace(t);
             }
