@@ -4,6 +4,7 @@
 #   make test     every test; the last line counts passed, failed and skipped
 #   make bench    benchmarks
 #   make bench-sched  the scheduler's: what a decision costs, and what the frame contract is worth (simulated)
+#   make prove    the scheduler's properties at 10,000 cases each, and ten minutes of damaged files (half an hour)
 #   make lint     formatting, clippy, and the dependency policy where cargo-deny is installed
 #   make setup    install what is missing (Debian, as root); also run by demo and test
 #   make guest    build the guest image
@@ -18,7 +19,7 @@ GUEST_FLAGS  := -C relocation-model=static -C no-redzone=yes -C force-unwind-tab
 # Where tests and benchmarks look for the guest image; the command itself looks beside its own binary.
 export BEAMLINE_GUEST ?= $(CARGO_TARGET_DIR)/$(GUEST_TARGET)/guest/beamline-microguest
 
-.PHONY: setup guest build demo test bench bench-sched lint clean
+.PHONY: setup guest build demo test bench bench-sched prove lint clean
 
 setup:
 	@scripts/setup.sh
@@ -41,6 +42,12 @@ bench: setup guest
 
 bench-sched: setup
 	$(CARGO) bench --locked -p beamline-benches --bench scheduler --bench contract
+
+# One property fills a whole GPU in each case, and runs a sixteenth of the cases asked for.
+prove: setup
+	PROPTEST_CASES=10000 $(CARGO) test --locked --release -p beamline-sched --features sim
+	PROPTEST_CASES=160000 $(CARGO) test --locked --release -p beamline-sched --features sim --lib -- alike_frames
+	$(CARGO) test --locked --release -p beamline-sched --features sim --lib -- --ignored --nocapture fuzz
 
 lint:
 	@scripts/lint.sh

@@ -44,6 +44,9 @@ fn student_t(degrees: usize) -> f64 {
         .unwrap_or_else(|| z + (z.powi(3) + z) / (4.0 * degrees as f64))
 }
 
+/// Of the completion times that are reported.
+pub const QUANTILES: [f64; 3] = [0.5, 0.99, 0.999];
+
 /// One seed's figures of one tenant.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Figures {
@@ -53,12 +56,8 @@ pub struct Figures {
     pub frames: Option<f64>,
     /// Late-latch jobs in time, as a share.
     pub late_latch: Option<f64>,
-    /// Completion times, ns.
-    pub p50: Option<f64>,
-    /// 99%.
-    pub p99: Option<f64>,
-    /// 99.9%.
-    pub p999: Option<f64>,
+    /// Completion times at the [`QUANTILES`], ns; `None` where there are too few frames.
+    pub completion: [Option<f64>; 3],
     /// The longest.
     pub worst: f64,
     /// Share of the GPU's time.
@@ -72,9 +71,7 @@ impl Figures {
             kept: t.promised().share(),
             frames: t.frames.share(),
             late_latch: t.late_latch.share(),
-            p50: at(0.5),
-            p99: at(0.99),
-            p999: at(0.999),
+            completion: QUANTILES.map(at),
             worst: t.worst.0 as f64,
             gpu: t.gpu.0 as f64 / span.0 as f64,
         }
@@ -140,6 +137,18 @@ impl Runs {
         let values: Vec<f64> =
             self.figures.iter().filter_map(|f| f.get(tenant).and_then(&of)).collect();
         Interval::of(&values)
+    }
+
+    /// A tenant's completion times at the [`QUANTILES`], ns. Where no seed alone has frames enough, that of all
+    /// seeds' frames together, without an interval; `None` where these are too few as well.
+    pub fn completion(&self, tenant: usize) -> [Option<Interval>; 3] {
+        core::array::from_fn(|q| {
+            let together = || {
+                let at = self.sum.tenants.get(tenant)?.quantile(QUANTILES[q])?;
+                Some(Interval { mean: at.0 as f64, half: None })
+            };
+            self.tenant(tenant, |f| f.completion[q]).or_else(together)
+        })
     }
 
     /// The interval of a figure of the whole; `None` where no seed has it.

@@ -27,9 +27,7 @@ pub(super) fn json(call: &Call, results: &[Result]) -> Value {
 fn policy(call: &Call, result: &Result) -> Value {
     let runs = &result.runs;
     let shown = table::shown(call, result);
-    let time = |of: fn(&beamline_sched::sim::runs::Figures) -> Option<f64>| {
-        interval(shown.and_then(|t| runs.tenant(t, of)), 1e-6)
-    };
+    let [p50, p99, p999] = shown.map_or([None; 3], |t| runs.completion(t));
     let tenants = runs.sum.tenants.iter().enumerate();
     json!({
         "policy": result.policy.name(),
@@ -39,7 +37,7 @@ fn policy(call: &Call, result: &Result) -> Value {
         "own_overruns": table::own_share(result),
         "completion_ms": {
             "tenant": shown.map(|t| &call.scenario.tenants[t].name),
-            "p50": time(|f| f.p50), "p99": time(|f| f.p99), "p99.9": time(|f| f.p999),
+            "p50": interval(p50, 1e-6), "p99": interval(p99, 1e-6), "p99.9": interval(p999, 1e-6),
         },
         "miss_run": table::longest_miss_run(result),
         "interference": interval(result.interference(), 1.0),
@@ -61,6 +59,7 @@ fn tenant(result: &Result, i: usize, t: &TenantOutcome) -> Value {
         .zip(&t.own)
         .map(|(cause, counts)| (cause.name().into(), tally(*counts)))
         .collect();
+    let [p50, p99, p999] = runs.completion(i);
     let response = t.quantile(0.99).map(|p99| t.response(p99));
     json!({
         "name": t.name,
@@ -78,9 +77,9 @@ fn tenant(result: &Result, i: usize, t: &TenantOutcome) -> Value {
         "miss_run": t.miss_run,
         "in_budget": interval(runs.tenant(i, |f| f.kept), 1.0),
         "completion_ms": {
-            "p50": interval(runs.tenant(i, |f| f.p50), 1e-6),
-            "p99": interval(runs.tenant(i, |f| f.p99), 1e-6),
-            "p99.9": interval(runs.tenant(i, |f| f.p999), 1e-6),
+            "p50": interval(p50, 1e-6),
+            "p99": interval(p99, 1e-6),
+            "p99.9": interval(p999, 1e-6),
             "worst": (t.frames.due > 0).then(|| t.worst.as_millis_f64()),
         },
         "p99_of_deadline": response,

@@ -65,18 +65,16 @@ pub(super) fn shown(call: &Call, result: &Result) -> Option<usize> {
 
 fn row(call: &Call, result: &Result) -> Vec<String> {
     let runs = &result.runs;
-    let time = |of: fn(&beamline_sched::sim::runs::Figures) -> Option<f64>| {
-        let interval = shown(call, result).and_then(|t| runs.tenant(t, of));
-        show(interval, 1e-6, 2)
-    };
+    let times = shown(call, result).map_or([None; 3], |t| runs.completion(t));
+    let [p50, p99, p999] = times.map(|interval| show(interval, 1e-6, 2));
     vec![
         result.policy.to_string(),
         show(runs.total(|t| t.kept), 100.0, 2),
         show(runs.total(|t| t.least_kept), 100.0, 2),
         own_share(result).map_or(NA.into(), |s| format!("{:.2}", s * 100.0)),
-        time(|f| f.p50),
-        time(|f| f.p99),
-        time(|f| f.p999),
+        p50,
+        p99,
+        p999,
         longest_miss_run(result).map_or(NA.into(), |n| n.to_string()),
         show(result.interference(), 1.0, 2),
         show(runs.total(|t| Some(t.utilisation)), 100.0, 1),
@@ -149,7 +147,12 @@ fn notes(call: &Call, results: &[Result]) -> String {
         );
     }
     if call.seeds > 1 {
-        out += "±: 95% interval by Student's t over the seeds.\n";
+        out += &format!(
+            "±: 95% interval by Student's t over the seeds. Where no seed missed a frame it is 0.00; a further seed \
+             still\nmay, with a chance of up to {:.0}% (95% confidence). A time without ± is that of all seeds' frames \
+             together: one seed has too few.\n",
+            unseen(call.seeds) * 100.0
+        );
     }
     let models: Vec<&str> = results
         .iter()
@@ -171,6 +174,11 @@ fn notes(call: &Call, results: &[Result]) -> String {
         out += &format!("Refused by admission: {more} more\n");
     }
     out + &own_causes(results)
+}
+
+/// The largest chance of what was seen in none of `n` runs that 95% confidence leaves.
+fn unseen(n: u64) -> f64 {
+    1.0 - 0.05_f64.powf(1.0 / n as f64)
 }
 
 /// How many tenants fit, and why no more.
