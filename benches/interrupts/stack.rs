@@ -21,6 +21,7 @@ use beamline_mdev::device::eventfd::EventFd;
 use beamline_mdev::device::pacer::{Pacer, PacerConfig, PacerShared};
 use beamline_mdev::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
 use beamline_mdev::mediate::dispatcher::SliceCounters;
+use beamline_mdev::mediate::display::{Display, DisplaySettings};
 use beamline_mdev::mediate::message::{Answered, Post, RING, Work};
 use beamline_mdev::mediate::poster::{Poster, PosterParts};
 use beamline_mdev::mediate::worker::{Worker, WorkerParts};
@@ -248,6 +249,12 @@ fn worker(
         device: device.clone(),
         pacer: Arc::clone(pacer),
         limits: LIMITS,
+        display: Display::new(DisplaySettings {
+            width: 64,
+            height: 64,
+            period: Period::from_hz(90, 1).context("90 Hz")?,
+            quota: 1 << 20,
+        }),
         work,
         recycle,
         answers,

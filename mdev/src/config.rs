@@ -50,6 +50,17 @@ pub enum BackendKind {
     Model,
 }
 
+/// What a slice's vGPU offers beside a display.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Blobs of guest memory and no contexts: an unmodified Linux guest is paced by its flushes.
+    Display,
+    /// Contexts, for guests with a driver of ours.
+    #[default]
+    Render,
+}
+
 /// A validated configuration of one host.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
@@ -94,8 +105,12 @@ pub struct SliceConfig {
     pub width: u32,
     /// Scanout height in pixels.
     pub height: u32,
+    /// What its vGPU offers.
+    pub profile: Profile,
     /// GPU memory in bytes.
     pub memory: u64,
+    /// Bytes of the host's memory for its display: 2D resources and the front image.
+    pub display_memory: u64,
     /// What it is promised.
     pub contract: Contract,
 }
@@ -232,16 +247,42 @@ impl Checker<'_> {
                 ));
             }
         }
-        let memory = parse_size(&raw.memory)
-            .filter(|m| (1 << 20..=1 << 40).contains(m))
-            .ok_or_else(|| {
-                self.bad(
-                    key("memory"),
-                    format!("`{}` is no size from 1M to 1T, such as 64M", raw.memory),
-                )
-            })?;
+        let memory = self.size(key("memory"), &raw.memory, (1 << 20, "1M"), (1 << 40, "1T"))?;
+        let display_memory = self.size(
+            key("display_memory"),
+            &raw.display_memory,
+            (1 << 20, "1M"),
+            (4 << 30, "4G"),
+        )?;
+        let front = u64::from(raw.width) * u64::from(raw.height) * 4;
+        if display_memory < 2 * front {
+            return Err(self.bad(
+                key("display_memory"),
+                format!(
+                    "`{}` is too little: {} x {} pixels and what is shown of them take {}M",
+                    raw.display_memory,
+                    raw.width,
+                    raw.height,
+                    (2 * front).div_ceil(1 << 20)
+                ),
+            ));
+        }
         let contract = self.contract(&key("contract"), raw.contract)?;
-        Ok(SliceConfig { name: raw.name, width: raw.width, height: raw.height, memory, contract })
+        let raw::Slice { name, width, height, profile, .. } = raw;
+        Ok(SliceConfig { name, width, height, profile, memory, display_memory, contract })
+    }
+
+    /// A size between two bounds, which come with how they are written.
+    fn size(
+        &self,
+        key: String,
+        text: &str,
+        (least, low): (u64, &str),
+        (most, high): (u64, &str),
+    ) -> Result<u64, ConfigError> {
+        parse_size(text).filter(|m| (least..=most).contains(m)).ok_or_else(|| {
+            self.bad(key, format!("`{text}` is no size from {low} to {high}, such as 64M"))
+        })
     }
 
     fn contract(&self, at: &str, written: Written) -> Result<Contract, ConfigError> {
@@ -273,7 +314,7 @@ fn parse_size(text: &str) -> Option<u64> {
 
 /// The file as it is written. Unknown keys are refused.
 mod raw {
-    use super::{BackendKind, Written};
+    use super::{BackendKind, Profile, Written};
     use serde::Deserialize;
     use std::path::PathBuf;
 
@@ -328,8 +369,12 @@ mod raw {
         pub(super) name: String,
         pub(super) width: u32,
         pub(super) height: u32,
+        #[serde(default)]
+        pub(super) profile: Profile,
         #[serde(default = "memory")]
         pub(super) memory: String,
+        #[serde(default = "display_memory")]
+        pub(super) display_memory: String,
         pub(super) contract: Written,
     }
 
@@ -338,6 +383,10 @@ mod raw {
     }
     fn memory() -> String {
         "64M".into()
+    }
+    /// Three images of 3840 x 2160: two that a guest draws into, and what is shown.
+    fn display_memory() -> String {
+        "128M".into()
     }
     const fn one() -> u8 {
         1
@@ -384,6 +433,10 @@ late_latch = { window_ms = 1.2, budget_ms = 0.6 }
         assert_eq!(c.slices[0].contract.budget, Nanos(2_200_000));
         assert_eq!(c.slices[0].contract.deadline, Nanos(11_111_111));
         assert_eq!(c.slices[0].memory, 64 << 20);
+        assert_eq!((c.slices[0].profile, c.slices[0].display_memory), (Profile::Render, 128 << 20));
+        let display = "height = 288\nprofile = \"display\"\ndisplay_memory = \"16M\"";
+        let c = parse(&GOOD.replace("height = 288", display)).unwrap();
+        assert_eq!((c.slices[0].profile, c.slices[0].display_memory), (Profile::Display, 16 << 20));
     }
 
     #[test]
@@ -404,6 +457,18 @@ late_latch = { window_ms = 1.2, budget_ms = 0.6 }
             ),
             (format!("{GOOD}{}", &GOOD[GOOD.find("[[slice]]").unwrap()..]), "slice[1].name"),
             (GOOD.replace("backend = \"model\"", "backend = \"cuda\""), "cuda"),
+            (
+                GOOD.replace("height = 288", "height = 288\nprofile = \"desktop\""),
+                "expected `display` or `render`",
+            ),
+            (
+                GOOD.replace("height = 288", "height = 288\ndisplay_memory = \"lots\""),
+                "slice[0].display_memory",
+            ),
+            (
+                GOOD.replace("height = 288", "height = 2880\ndisplay_memory = \"8M\""),
+                "slice[0].display_memory: `8M` is too little: 512 x 2880 pixels",
+            ),
         ];
         for (text, want) in cases {
             let message = parse(&text).unwrap_err().to_string();

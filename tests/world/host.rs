@@ -12,6 +12,7 @@ use beamline_mdev::device::pacer::{PacerHandle, PacerShared};
 use beamline_mdev::device::virtio::gpu::GpuHandle;
 use beamline_mdev::host;
 use beamline_mdev::mediate::dispatcher::{Dispatcher, SliceCounters, SliceLink};
+use beamline_mdev::mediate::display::Display;
 use beamline_mdev::mediate::message::RING;
 use beamline_mdev::mediate::poster::{Poster, PosterParts};
 use beamline_mdev::mediate::worker::{Turn, Worker, WorkerParts};
@@ -189,6 +190,7 @@ impl Parts<'_> {
             counters: Arc::clone(&counters),
         };
         let worker = Worker::new(WorkerParts {
+            display: Display::new(host::display_settings(slice)),
             index,
             device: self.gpu,
             pacer: Arc::clone(&shared),

@@ -10,11 +10,12 @@
 
 mod collect;
 mod dispatch;
+mod scanout;
 mod slice;
 pub mod threads;
 
 use crate::backend::model::{CostTable, ModelGpu, Service};
-use crate::backend::{Event, Gpu, GpuError, Label};
+use crate::backend::{Gpu, GpuError, Label};
 use crate::config::{BackendKind, HostConfig};
 use crate::device::eventfd::EventFd;
 use crate::mediate::dispatcher::{Dispatcher, SliceCounters};
@@ -27,7 +28,9 @@ use beamline_sched::{Admission, Class, Contract, GpuCaps, PolicyKind, Refusal, T
 use beamline_vfio_user::server::ListenError;
 use collect::LogThread;
 use dispatch::{Control, Waiter};
+pub use scanout::Image;
 use slice::SliceServer;
+pub use slice::display_settings;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -172,8 +175,6 @@ pub struct Host {
     _awake: KeepAwake,
 }
 
-/// How long a picture may take to come back.
-const CAPTURE_PATIENCE: Duration = Duration::from_secs(2);
 /// Base of the TSC map; its rate is narrowed over the whole run at the end.
 const CALIBRATION: Nanos = Nanos::from_millis(20);
 
@@ -301,33 +302,6 @@ impl Host {
             drained.problems.push(format!("{}: {error}", path.display()));
         }
         drained
-    }
-
-    fn write_images(&self, folder: &Path, drained: &mut Drained) {
-        if let Err(error) = std::fs::create_dir_all(folder) {
-            drained.problems.push(format!("{}: {error}", folder.display()));
-            return;
-        }
-        for (index, slice) in self.config.slices.iter().enumerate() {
-            let (reply, image) = channel();
-            if self.control.send(Control::Capture { slice: index as u16, reply }).is_err() {
-                return;
-            }
-            self.wake.signal();
-            // No context, or nothing presented: there is no picture, and nothing is wrong.
-            let Ok(Event::Image { width, height, rgba, .. }) = image.recv_timeout(CAPTURE_PATIENCE)
-            else {
-                continue;
-            };
-            if width == 0 || height == 0 {
-                continue;
-            }
-            let path = folder.join(format!("{}.png", slice.name));
-            match write_png(&path, width, height, &rgba) {
-                Ok(()) => drained.images.push(path),
-                Err(error) => drained.problems.push(format!("{}: {error}", path.display())),
-            }
-        }
     }
 
     /// Ends the threads; how many are held up by a peer.
@@ -487,14 +461,4 @@ pub fn contract_meta(c: &Contract) -> ContractMeta {
         }
         .to_owned(),
     }
-}
-
-fn write_png(path: &Path, width: u32, height: u32, rgba: &[u8]) -> Result<(), png::EncodingError> {
-    let file = std::fs::File::create(path)?;
-    let mut encoder = png::Encoder::new(io::BufWriter::new(file), width, height);
-    encoder.set_color(png::ColorType::Rgba);
-    encoder.set_depth(png::BitDepth::Eight);
-    let mut writer = encoder.write_header()?;
-    writer.write_image_data(rgba)?;
-    writer.finish()
 }

@@ -4,16 +4,18 @@ use super::collect::RING as STAMPS;
 use super::threads::{Placement, Role};
 use super::{HostError, system};
 use crate::backend::SliceLimits;
-use crate::config::{HostConfig, SliceConfig};
+use crate::config::{HostConfig, Profile, SliceConfig};
 use crate::device::eventfd::EventFd;
 use crate::device::pacer::{Pacer, PacerConfig, PacerShared};
 use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
 use crate::mediate::dispatcher::{SliceCounters, SliceLink};
+use crate::mediate::display::screen::Screen;
+use crate::mediate::display::{Display, DisplaySettings};
 use crate::mediate::message::RING;
 use crate::mediate::poster::{Poster, PosterParts};
 use crate::mediate::worker::{Turn, Worker, WorkerParts};
 use crate::vblank::Grid;
-use beamline_abi::virtio_gpu::CONTROL_QUEUE;
+use beamline_abi::virtio_gpu::{CONTROL_QUEUE, CURSOR_QUEUE};
 use beamline_abi::{Generation, Nanos, SliceId};
 use beamline_latency::clock::{Clock, GuestTsc, TscMap};
 use beamline_latency::recorder::Recorder;
@@ -54,9 +56,15 @@ pub(super) struct SliceServer {
     stop: Stop,
     threads: Vec<JoinHandle<()>>,
     pacer: Arc<PacerShared>,
+    screen: Arc<Screen>,
 }
 
 impl SliceServer {
+    /// What the guest shows without a GPU.
+    pub(super) fn screen(&self) -> &Screen {
+        &self.screen
+    }
+
     /// How the guest's TSC runs, as its VMM said.
     pub(super) fn guest_tsc(&self) -> Option<GuestTsc> {
         self.pacer.guest_tsc()
@@ -108,7 +116,9 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
     };
     let (pacer, pacer_handle) = Pacer::new(pacer_config).map_err(|e| device(e.to_string()))?;
     let (gpu, gpu_handle) =
-        VirtioGpu::new(GpuConfig { contexts: true }).map_err(|e| device(e.to_string()))?;
+        VirtioGpu::new(gpu_config(parts.slice)).map_err(|e| device(e.to_string()))?;
+    let display = Display::new(display_settings(parts.slice));
+    let screen = display.screen();
     let shared = Arc::clone(pacer_handle.shared());
 
     let limits = SliceLimits { memory: parts.slice.memory, max_resources: MAX_RESOURCES };
@@ -139,6 +149,7 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
         device: gpu_handle.clone(),
         pacer: Arc::clone(&shared),
         limits,
+        display,
         work: work_in,
         recycle: recycle_out,
         answers: answers_in,
@@ -161,22 +172,45 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
         clock: Arc::clone(parts.clock),
         recorder: (parts.recorder)(STAMPS),
     });
-    let server = start_threads(parts, pacer, gpu, worker, poster, poster_wake, shared)?;
+    let functions = Functions { pacer, gpu, shared, screen };
+    let server = start_threads(parts, functions, worker, poster, poster_wake)?;
     Ok((server, link))
+}
+
+/// What a slice's vGPU offers.
+fn gpu_config(slice: &SliceConfig) -> GpuConfig {
+    GpuConfig { contexts: slice.profile == Profile::Render }
+}
+
+/// What a slice's display is made from.
+pub fn display_settings(slice: &SliceConfig) -> DisplaySettings {
+    DisplaySettings {
+        width: slice.width,
+        height: slice.height,
+        period: slice.contract.period,
+        quota: slice.display_memory,
+    }
+}
+
+/// The functions of a slice, and what is read of them from outside.
+struct Functions {
+    pacer: Pacer,
+    gpu: VirtioGpu,
+    shared: Arc<PacerShared>,
+    screen: Arc<Screen>,
 }
 
 fn start_threads(
     parts: &Parts<'_>,
-    pacer: Pacer,
-    gpu: VirtioGpu,
+    functions: Functions,
     worker: Worker,
     poster: Poster,
     poster_wake: EventFd,
-    shared: Arc<PacerShared>,
 ) -> Result<SliceServer, HostError> {
     let name = &parts.slice.name;
     let stop = Stop::new().map_err(system("make a stop handle"))?;
-    let mut server = SliceServer { stop: stop.clone(), threads: Vec::new(), pacer: shared };
+    let Functions { pacer, gpu, shared, screen } = functions;
+    let mut server = SliceServer { stop: stop.clone(), threads: Vec::new(), pacer: shared, screen };
     let mut spawn = |kind: &str, role, body: Box<dyn FnOnce() + Send>| {
         let thread = parts.placement.spawn(&format!("{kind}-{name}"), role, body);
         thread.map(|t| server.threads.push(t)).map_err(system("start a slice's thread"))
@@ -210,7 +244,8 @@ fn run_server(listener: &Listener, mut device: impl Device, stop: &Stop) {
 
 fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
     let device: GpuHandle = worker.device().clone();
-    let Some(kick) = device.kick(CONTROL_QUEUE) else { return };
+    let kicks = (device.kick(CONTROL_QUEUE), device.kick(CURSOR_QUEUE));
+    let (Some(kick), Some(cursor)) = kicks else { return };
     loop {
         let turn = worker.step(clock.now());
         let (stop, wake) = (readable(stop), readable(device.wake()));
@@ -220,7 +255,7 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
             Turn::Throttled(until) => {
                 wait(&mut [wake, stop], Some(until.saturating_sub(clock.now()).max(Nanos(1))))
             }
-            Turn::Wait => wait(&mut [readable(kick), wake, stop], None),
+            Turn::Wait => wait(&mut [readable(kick), readable(cursor), wake, stop], None),
         };
         if ended {
             return;

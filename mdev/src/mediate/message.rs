@@ -6,6 +6,7 @@
 use super::job::{Job, Validated};
 use crate::device::virtio::gpu::Fence;
 use crate::device::virtio::queue::{Reply, UsedWriter};
+use beamline_abi::virtio_gpu::CONTROL_QUEUE;
 use beamline_abi::{FrameId, Generation, Nanos, Reason};
 use beamline_sched::Vblank;
 
@@ -25,6 +26,21 @@ pub struct Pending {
     pub fence: Fence,
     /// The queue's life: the answer to a queue that was reset since is dropped.
     pub epoch: u64,
+    /// The queue it came from.
+    pub queue: u8,
+    /// Requests of [`Pending::on_timeline`] that had been handed to the dispatcher in this life when this one
+    /// came; one that is handed over counts itself. See [`Hold`](super::hold::Hold).
+    pub order: u64,
+}
+
+impl Pending {
+    /// Whether its fence is on the device's own timeline: one that names a context's ring is not, and a
+    /// fence on the cursor queue means nothing.
+    pub fn on_timeline(&self) -> bool {
+        u16::from(self.queue) == CONTROL_QUEUE
+            && self.fence.id.is_some()
+            && self.fence.ring.is_none()
+    }
 }
 
 /// From a slice's worker to the dispatcher.
@@ -59,8 +75,10 @@ pub enum Work {
 
 /// From a slice's worker to its poster.
 pub enum Answered {
-    /// The driver is ready: answers of this life go to this queue.
+    /// The driver is ready: answers of this life go to this queue. The control queue comes first.
     Queue {
+        /// Its number.
+        queue: u8,
         /// The poster's half.
         used: UsedWriter,
         /// The queue's life.
@@ -72,6 +90,8 @@ pub enum Answered {
         pending: Pending,
         /// What it says.
         answer: Short,
+        /// Since when it waits for a vblank, if it does.
+        flushed: Option<Nanos>,
     },
 }
 
@@ -82,6 +102,8 @@ pub enum Short {
     Plain(u32),
     /// The one display.
     DisplayInfo,
+    /// The one display's EDID.
+    Edid,
     /// The frame capset's name.
     CapsetInfo,
     /// The frame capset, as of this life of the slice.

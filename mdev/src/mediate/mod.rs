@@ -2,16 +2,20 @@
 //!
 //! | file | thread | stage |
 //! |---|---|---|
-//! | [`worker`] | one per slice | 2, 3: takes chains from the control queue, decodes, validates |
+//! | [`worker`] | one per slice | 2, 3: takes chains from both queues, decodes, validates |
+//! | [`display`] | – | 2D resources, scanout, cursor and EDID, worked on by the worker |
 //! | [`job`], [`resources`], [`limit`] | – | what a checked submission is; how many may come |
 //! | [`dispatcher`], [`frames`] | one per GPU | 4 to 7: owns the scheduler, the backend and the vblanks |
 //! | [`fence`] | – | 6: how unfinished work is answered |
+//! | [`hold`] | – | 8: answers that wait for a vblank, and those behind them |
 //! | [`poster`] | one per slice | 8: writes used rings, the timing page and interrupts |
 //! | [`message`] | – | what they hand to each other |
 
 pub mod dispatcher;
+pub mod display;
 pub mod fence;
 pub mod frames;
+pub mod hold;
 pub mod job;
 pub mod limit;
 pub mod message;

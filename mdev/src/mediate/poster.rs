@@ -4,14 +4,17 @@
 //! is held up delays its own slice alone. [`Poster::step`] takes what the dispatcher and the worker posted,
 //! writes used rings and the timing page, signals, and then reads the guest's markers (stages 1 and 9).
 
+use super::display::edid::Edid;
 use super::fence;
+use super::hold::Hold;
 use super::message::{Answered, Pending, Post, Short};
 use crate::backend::SliceLimits;
 use crate::device::pacer::{PacerHandle, SliceState};
-use crate::device::virtio::gpu::Answer;
+use crate::device::virtio::gpu::{Answer, EdidAnswer};
 use crate::device::virtio::queue::{QueueError, UsedWriter};
 use beamline_abi::frame::{FrameCapset, MAX_SUBMIT_BYTES, VERSION};
 use beamline_abi::pacer::{MarkerKind, TimingPage, vector};
+use beamline_abi::virtio_gpu::{CONTROL_QUEUE, QUEUES};
 use beamline_abi::{FrameId, Generation, Nanos, Reason, SliceId};
 use beamline_latency::clock::{Clock, TscMap};
 use beamline_latency::recorder::Recorder;
@@ -19,6 +22,7 @@ use beamline_latency::stamp::{JobKey, SliceIndex, Stamp};
 use beamline_sched::{Contract, Vblank};
 use rtrb::Consumer;
 use std::sync::Arc;
+use zerocopy::IntoBytes;
 
 /// What a poster is made of.
 pub struct PosterParts {
@@ -52,19 +56,35 @@ pub struct PosterParts {
 pub struct Poster {
     parts: PosterParts,
     page: TimingPage,
-    queue: Option<(UsedWriter, u64)>,
+    edid: Edid,
+    /// By number, of one life.
+    queues: [Option<UsedWriter>; QUEUES as usize],
+    epoch: u64,
+    /// Answers that wait for a vblank.
+    hold: Hold,
     generation: Generation,
     /// Resets of the pacer that were followed.
     resets: u32,
-    /// Answers were written that the guest wants an interrupt for.
-    interrupt: bool,
+    /// Answers were written that the guest wants an interrupt for, by queue.
+    interrupt: [bool; QUEUES as usize],
 }
 
 impl Poster {
     /// A poster whose guest has not come yet.
     pub fn new(parts: PosterParts) -> Self {
         let page = blank(&parts);
-        Self { parts, page, queue: None, generation: Generation(0), resets: 0, interrupt: false }
+        let (width, height) = parts.display;
+        Self {
+            edid: Edid::new(width, height, parts.contract.period),
+            parts,
+            page,
+            queues: [None, None],
+            epoch: 0,
+            hold: Hold::default(),
+            generation: Generation(0),
+            resets: 0,
+            interrupt: [false; QUEUES as usize],
+        }
     }
 
     /// The pacer, whose wake-up the poster's thread waits for.
@@ -79,8 +99,14 @@ impl Poster {
         let posted = self.parts.posts.slots();
         while let Ok(answered) = self.parts.answers.pop() {
             match answered {
-                Answered::Queue { used, epoch } => self.queue = Some((used, epoch)),
-                Answered::Request { pending, answer } => self.say(&pending, answer),
+                Answered::Queue { queue, used, epoch } => self.take_queue(queue, used, epoch),
+                Answered::Request { pending, answer, flushed } => {
+                    if pending.epoch == self.epoch
+                        && let Some((pending, answer)) = self.hold.answer(pending, answer, flushed)
+                    {
+                        self.say(&pending, answer);
+                    }
+                }
             }
         }
         for _ in 0..posted {
@@ -90,11 +116,19 @@ impl Poster {
                     if let Err(reason) = result {
                         self.parts.pacer.shared().set_reason(reason);
                     }
-                    self.say(&pending, Short::Plain(fence::outcome(result)));
+                    if pending.epoch == self.epoch {
+                        let answer = Short::Plain(fence::outcome(result));
+                        if let Some((pending, answer)) = self.hold.work(pending, answer) {
+                            self.say(&pending, answer);
+                        }
+                        self.release();
+                    }
                 }
                 Post::Vblank { vblank, presented, generation } => {
                     self.flush();
                     self.vblank(vblank, presented, generation);
+                    self.hold.vblank(vblank.time);
+                    self.release();
                 }
                 Post::Lost { reason, generation } => self.lost(reason, generation),
             }
@@ -112,9 +146,29 @@ impl Poster {
         }
     }
 
+    /// A new life begins with its control queue; what waited in the one before it is of no use.
+    fn take_queue(&mut self, queue: u8, used: UsedWriter, epoch: u64) {
+        if u16::from(queue) == CONTROL_QUEUE {
+            self.queues = [None, None];
+            self.hold.clear();
+            self.epoch = epoch;
+        }
+        if let Some(place) = self.queues.get_mut(usize::from(queue)) {
+            *place = Some(used);
+        }
+    }
+
+    /// Answers what need not wait any more.
+    fn release(&mut self) {
+        while let Some((pending, answer)) = self.hold.next() {
+            self.say(&pending, answer);
+        }
+    }
+
     fn say(&mut self, pending: &Pending, answer: Short) {
-        let Some((queue, epoch)) = &mut self.queue else { return };
-        if *epoch != pending.epoch {
+        let number = usize::from(pending.queue);
+        let Some(Some(queue)) = self.queues.get_mut(number) else { return };
+        if self.epoch != pending.epoch {
             return;
         }
         let fence = &pending.fence;
@@ -123,28 +177,40 @@ impl Poster {
             Short::DisplayInfo => {
                 Answer::display_info(fence, self.parts.display.0, self.parts.display.1)
             }
+            Short::Edid => {
+                let answer = EdidAnswer::new(fence, self.edid.as_bytes());
+                let result = queue.complete(&pending.reply, answer.as_bytes());
+                return self.said(number, result);
+            }
             Short::CapsetInfo => Answer::capset_info(fence),
             Short::Capset(generation) => Answer::capset(fence, &capset(&self.parts, generation)),
         };
-        match queue.complete(&pending.reply, answer.as_bytes()) {
-            Ok(wanted) => self.interrupt |= wanted,
+        let result = queue.complete(&pending.reply, answer.as_bytes());
+        self.said(number, result);
+    }
+
+    fn said(&mut self, number: usize, result: Result<bool, QueueError>) {
+        match result {
+            Ok(wanted) => self.interrupt[number] |= wanted,
             // Bus mastering is off: the driver has taken its memory away before its answers came.
             Err(QueueError::Paused) => {}
-            Err(QueueError::Closed) => self.queue = None,
+            Err(QueueError::Closed) => self.queues[number] = None,
             Err(error) => {
                 tracing::warn!(slice = self.parts.index.0, %error, "the guest's used ring is out of reach");
-                self.queue = None;
+                self.queues[number] = None;
             }
         }
     }
 
     /// One interrupt for all answers since the last.
     fn flush(&mut self) {
-        if std::mem::take(&mut self.interrupt)
-            && let Some((queue, _)) = &self.queue
-        {
-            // A peer whose eventfd cannot be written has itself to blame; its guest polls or hangs.
-            let _ = queue.interrupt();
+        for (queue, wanted) in self.queues.iter().zip(&mut self.interrupt) {
+            if std::mem::take(wanted)
+                && let Some(queue) = queue
+            {
+                // A peer whose eventfd cannot be written has itself to blame; its guest polls or hangs.
+                let _ = queue.interrupt();
+            }
         }
     }
 

@@ -1,9 +1,12 @@
 //! Stages 2 and 3, doorbell and mediation: from device/virtio to mediate/dispatcher. One per slice.
 //!
-//! [`Worker::step`] takes what the guest put into the control queue, copies each request once, answers
-//! what needs no GPU, and hands checked submissions to the dispatcher. It never waits for either side.
+//! [`Worker::step`] takes what the guest put into its queues, copies each request once, answers what needs
+//! no GPU, and hands checked submissions to the dispatcher. It never waits for either side.
+
+mod shown;
 
 use super::dispatcher::SliceCounters;
+use super::display::Display;
 use super::fence;
 use super::job::{Job, Rejected};
 use super::limit::Bucket;
@@ -15,7 +18,7 @@ use crate::device::pacer::{PacerShared, SliceState};
 use crate::device::virtio::gpu::{self, Fence, GpuHandle, REQUEST_HEAD, Request, SUBMIT_PAYLOAD};
 use crate::device::virtio::queue::{AvailReader, Chain, QueueError};
 use beamline_abi::frame::{CAPSET_ID, MAX_SUBMIT_BYTES, SubmitHeader, SubmitKind, submit_flag};
-use beamline_abi::virtio_gpu::{CONTROL_QUEUE, cmd};
+use beamline_abi::virtio_gpu::{CONTROL_QUEUE, CURSOR_QUEUE, QUEUES, cmd, feature};
 use beamline_abi::{Generation, Nanos, Reason};
 use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::{JobKey, SliceIndex, Stamp};
@@ -44,6 +47,8 @@ pub struct WorkerParts {
     pub pacer: Arc<PacerShared>,
     /// What its context may use.
     pub limits: SliceLimits,
+    /// What it shows without a GPU.
+    pub display: Display,
     /// To the dispatcher.
     pub work: Producer<Work>,
     /// Used buffers, from the dispatcher.
@@ -63,8 +68,13 @@ pub struct WorkerParts {
 /// Decodes and validates one slice's requests.
 pub struct Worker {
     parts: WorkerParts,
-    queue: Option<AvailReader>,
+    /// By number; without a control queue there is none.
+    queues: [Option<AvailReader>; QUEUES as usize],
     epoch: u64,
+    /// The features agreed on.
+    features: u64,
+    /// Requests handed to the dispatcher whose fence is on the device's timeline.
+    handed: u64,
     generation: Generation,
     /// The guest's ID of the frame context.
     context: Option<u32>,
@@ -72,6 +82,9 @@ pub struct Worker {
     requests: Bucket,
     contexts: Bucket,
     clears: Bucket,
+    copies: Bucket,
+    /// What was copied and not paid for yet.
+    owed: u64,
     /// A buffer whose submission was refused.
     spare: Vec<u8>,
     worked: bool,
@@ -98,10 +111,14 @@ impl Worker {
             requests: REQUESTS,
             contexts: CONTEXTS,
             clears: CLEARS,
+            copies: parts.display.settings().allowance(),
+            owed: 0,
             spare: Vec::new(),
             parts,
-            queue: None,
+            queues: [None, None],
             epoch: 0,
+            features: 0,
+            handed: 0,
             generation: Generation(0),
             context: None,
             resources,
@@ -132,27 +149,39 @@ impl Worker {
     fn follow_device(&mut self) {
         self.parts.device.wake().take();
         let queues = self.parts.device.take_queues();
-        let dead = self.queue.as_ref().is_some_and(AvailReader::is_closed);
+        let dead = self.queues.iter().flatten().any(AvailReader::is_closed);
         if dead || queues.is_some() {
-            self.end_context();
-            self.queue = None;
+            self.end();
         }
         let Some(mut queues) = queues else { return };
         let Some(control) = queues.take(CONTROL_QUEUE) else { return };
-        self.epoch = queues.epoch;
-        self.queue = Some(control.avail);
-        self.answer(Answered::Queue { used: control.used, epoch: queues.epoch });
+        let epoch = queues.epoch;
+        (self.epoch, self.features, self.handed) = (epoch, queues.features, 0);
+        self.parts.display.reset(self.features & feature::RESOURCE_BLOB != 0);
+        for (number, queue) in
+            [(CONTROL_QUEUE, Some(control)), (CURSOR_QUEUE, queues.take(CURSOR_QUEUE))]
+        {
+            if let Some(queue) = queue {
+                self.queues[usize::from(number)] = Some(queue.avail);
+                self.answer(Answered::Queue { queue: number as u8, used: queue.used, epoch });
+            }
+        }
     }
 
     fn take_chains(&mut self, now: Nanos) -> Turn {
-        if let Some(kick) = self.parts.device.kick(CONTROL_QUEUE) {
-            kick.take();
+        for number in 0..QUEUES {
+            if let Some(kick) = self.parts.device.kick(number) {
+                kick.take();
+            }
         }
         for _ in 0..BURST {
-            let Some(queue) = &mut self.queue else { return Turn::Wait };
-            match queue.pop() {
-                Ok(Some(chain)) => {
-                    if self.request(&chain, now).is_err() {
+            // What the last request had copied is paid late, so that the first costs no time.
+            if let Err(until) = self.pay(now) {
+                return Turn::Throttled(until);
+            }
+            match self.next_chain() {
+                Ok(Some((queue, chain))) => {
+                    if self.request(queue, &chain, now).is_err() {
                         return Turn::Wait;
                     }
                     // One request late, so that looking at an empty queue costs nothing.
@@ -170,6 +199,18 @@ impl Worker {
         Turn::Again
     }
 
+    /// The next request and its queue: the cursor's where the control queue is empty.
+    fn next_chain(&mut self) -> Result<Option<(u8, Chain)>, QueueError> {
+        for (number, queue) in self.queues.iter_mut().enumerate() {
+            if let Some(queue) = queue
+                && let Some(chain) = queue.pop()?
+            {
+                return Ok(Some((number as u8, chain)));
+            }
+        }
+        Ok(None)
+    }
+
     /// The guest broke the queue: it has to reset the device.
     fn guest_fault(&mut self, error: &QueueError) {
         // A guest can repeat this as fast as it resets its device, so it is not for the log of every host.
@@ -177,37 +218,54 @@ impl Worker {
         self.give_up();
     }
 
-    /// Ends the queue and the context; the driver is told to reset the device.
-    fn give_up(&mut self) {
-        self.queue = None;
+    /// Ends the queues and all that came through them.
+    fn end(&mut self) {
+        self.queues = [None, None];
         self.end_context();
+        self.parts.display.reset(false);
+    }
+
+    /// Ends the queues; the driver is told to reset the device.
+    fn give_up(&mut self) {
+        self.end();
         // The guest that cannot be told is the one at fault.
         let _ = self.parts.device.fail();
     }
 
     /// One request. An error: the queue is gone.
-    fn request(&mut self, chain: &Chain, now: Nanos) -> Result<(), ()> {
+    fn request(&mut self, queue: u8, chain: &Chain, now: Nanos) -> Result<(), ()> {
         let mut head = [0; REQUEST_HEAD];
         let len = chain.readable_len().min(REQUEST_HEAD as u64) as usize;
-        self.read(chain, 0, &mut head[..len])?;
+        self.read(queue, chain, 0, &mut head[..len])?;
         let (fence, request) = match gpu::decode(&head[..len]) {
             Ok(decoded) => decoded,
             Err(short) => {
-                self.reject(self.pending(chain, short.fence), Reason::Malformed);
+                self.reject(self.pending(queue, chain, short.fence), Reason::Malformed);
                 return Ok(());
             }
         };
-        let pending = self.pending(chain, fence);
+        let pending = self.pending(queue, chain, fence);
+        if u16::from(queue) == CURSOR_QUEUE {
+            return self.cursor_request(chain, pending, &request, now);
+        }
+        let contexts = self.features & feature::VIRGL != 0;
         match request {
             Request::GetDisplayInfo => self.say(pending, Short::DisplayInfo),
-            Request::GetCapsetInfo { index: 0 } => self.say(pending, Short::CapsetInfo),
-            Request::GetCapset { id: CAPSET_ID, .. } => {
+            Request::GetEdid { scanout: 0 } => self.say(pending, Short::Edid),
+            Request::GetEdid { .. } => {
+                self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_SCANOUT_ID));
+            }
+            Request::Show(shown) => return self.show(chain, pending, &shown, now),
+            Request::GetCapsetInfo { index: 0 } if contexts => self.say(pending, Short::CapsetInfo),
+            Request::GetCapset { id: CAPSET_ID, .. } if contexts => {
                 self.say(pending, Short::Capset(self.generation));
             }
             Request::GetCapsetInfo { .. } | Request::GetCapset { .. } => {
                 self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_PARAMETER));
             }
-            Request::CtxCreate { capset, .. } => self.create_context(pending, capset, now),
+            Request::CtxCreate { capset, .. } if contexts => {
+                self.create_context(pending, capset, now)
+            }
             Request::CtxDestroy if self.context == Some(fence.ctx) => {
                 self.end_context();
                 self.say(pending, Short::Plain(cmd::RESP_OK_NODATA));
@@ -216,15 +274,15 @@ impl Worker {
                 self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_CONTEXT_ID));
             }
             Request::Submit3d { size } => return self.submission(chain, pending, size, now),
-            Request::GetEdid | Request::Unknown(_) => {
+            Request::CtxCreate { .. } | Request::Unknown(_) => {
                 self.say(pending, Short::Plain(cmd::RESP_ERR_UNSPEC));
             }
         }
         Ok(())
     }
 
-    fn read(&mut self, chain: &Chain, offset: u64, out: &mut [u8]) -> Result<(), ()> {
-        let Some(queue) = &self.queue else { return Err(()) };
+    fn read(&mut self, queue: u8, chain: &Chain, offset: u64, out: &mut [u8]) -> Result<(), ()> {
+        let Some(queue) = &self.queues[usize::from(queue)] else { return Err(()) };
         match queue.read(chain, offset, out) {
             Ok(()) => Ok(()),
             Err(QueueError::Closed | QueueError::Paused) => Err(()),
@@ -285,7 +343,7 @@ impl Worker {
         }
         bytes.clear();
         bytes.resize(size as usize, 0);
-        self.read(chain, SUBMIT_PAYLOAD, &mut bytes)?;
+        self.read(pending.queue, chain, SUBMIT_PAYLOAD, &mut bytes)?;
         match Job::new(bytes).validate(&mut self.resources) {
             Ok(job) => self.accept(job, pending, now),
             Err((rejected, buffer)) => {
@@ -345,9 +403,11 @@ impl Worker {
     /// many detaches.
     fn hand_over(&mut self, pending: Pending, work: impl FnOnce(Pending) -> Work) -> bool {
         let queued = &self.parts.counters.queued;
+        let handed = self.handed + u64::from(pending.on_timeline());
         if queued.fetch_add(1, Ordering::AcqRel) < MAX_QUEUED as u64
-            && self.parts.work.push(work(pending)).is_ok()
+            && self.parts.work.push(work(Pending { order: handed, ..pending })).is_ok()
         {
+            self.handed = handed;
             self.worked = true;
             return true;
         }
@@ -368,7 +428,12 @@ impl Worker {
     }
 
     fn say(&mut self, pending: Pending, answer: Short) {
-        self.answer(Answered::Request { pending, answer });
+        self.answer(Answered::Request { pending, answer, flushed: None });
+    }
+
+    /// An answer that waits for the next vblank, if it has a fence.
+    fn say_at_vblank(&mut self, pending: Pending, answer: Short, now: Nanos) {
+        self.answer(Answered::Request { pending, answer, flushed: Some(now) });
     }
 
     fn answer(&mut self, answered: Answered) {
@@ -381,7 +446,7 @@ impl Worker {
         }
     }
 
-    fn pending(&self, chain: &Chain, fence: Fence) -> Pending {
-        Pending { reply: chain.reply(), fence, epoch: self.epoch }
+    fn pending(&self, queue: u8, chain: &Chain, fence: Fence) -> Pending {
+        Pending { reply: chain.reply(), fence, epoch: self.epoch, queue, order: self.handed }
     }
 }

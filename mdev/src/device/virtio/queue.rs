@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU8, AtomicU16, Ordering, fence};
 /// Most descriptors of a queue.
 pub const MAX_QUEUE_SIZE: u16 = 256;
 /// Most descriptors of a chain: a header, the longest payload in pages that are not contiguous, an answer.
-pub const MAX_CHAIN: usize = 36;
+/// The longest is the list of a resource's 16,384 pieces of guest memory, in 64 pages and a part.
+pub const MAX_CHAIN: usize = 68;
 /// Most buffers of a chain that an answer uses; room beyond them is left alone.
 pub const MAX_REPLY_BUFFERS: usize = 4;
 
@@ -194,7 +195,7 @@ impl Chain {
 }
 
 /// Where the answer to a request goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
     /// The chain.
     pub head: u16,
@@ -304,6 +305,19 @@ impl AvailReader {
             skip = 0;
         }
         Ok(())
+    }
+
+    /// Copies guest memory that a request names. To be called for one bounded piece at a time: a reset
+    /// waits for it.
+    pub fn read_memory(&self, at: Gpa, out: &mut [u8]) -> Result<(), QueueError> {
+        let _pass = self.shared.enter()?;
+        Ok(self.shared.memory.read(at, out)?)
+    }
+
+    /// Whether the device may read guest memory that a request names.
+    pub fn check_memory(&self, at: Gpa, len: u64) -> Result<(), QueueError> {
+        let _pass = self.shared.enter()?;
+        Ok(self.shared.memory.check(at, len, false)?)
     }
 
     /// Whether the device was reset.

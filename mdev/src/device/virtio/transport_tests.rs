@@ -160,7 +160,7 @@ fn a_driver_brings_the_device_up() {
     driver.set(common::DEVICE_FEATURE_SELECT, 4, 1);
     assert_eq!(driver.get(common::DEVICE_FEATURE, 4), 0b11);
     driver.set(common::DEVICE_FEATURE_SELECT, 4, 0);
-    assert_eq!(driver.get(common::DEVICE_FEATURE, 4), 0b1_0001);
+    assert_eq!(driver.get(common::DEVICE_FEATURE, 4), 0b1_0011);
     let device = driver.device;
     assert_eq!(driver.read(BAR, device + 8, 8), 1 << 32 | 1, "one scanout, one capset");
 
@@ -184,6 +184,15 @@ fn a_driver_brings_the_device_up() {
     assert!(queue.used.complete(&chain.reply(), b"answer").unwrap());
     assert_eq!(queue.used.interrupt(), Ok(true));
     assert!(irq.take());
+}
+
+#[test]
+fn a_display_without_contexts_has_blobs() {
+    let mut driver = Driver::new();
+    driver.gpu = VirtioGpu::new(GpuConfig { contexts: false }).unwrap().0;
+    assert_eq!(driver.get(common::DEVICE_FEATURE, 4), 0b1010);
+    let device = driver.device;
+    assert_eq!(driver.read(BAR, device + 8, 8), 1, "one scanout, no capset");
 }
 
 #[test]
