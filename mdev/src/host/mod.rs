@@ -10,7 +10,7 @@
 
 mod collect;
 mod dispatch;
-mod scanout;
+pub(crate) mod scanout;
 mod slice;
 pub mod threads;
 
@@ -37,7 +37,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use threads::{KeepAwake, Placement, Role};
 
 /// Why a host does not start, or could not finish its work.

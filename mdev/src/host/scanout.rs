@@ -48,7 +48,12 @@ impl Host {
     }
 }
 
-fn write_png(path: &Path, width: u32, height: u32, rgba: &[u8]) -> Result<(), png::EncodingError> {
+pub(crate) fn write_png(
+    path: &Path,
+    width: u32,
+    height: u32,
+    rgba: &[u8],
+) -> Result<(), png::EncodingError> {
     let file = std::fs::File::create(path)?;
     let mut encoder = png::Encoder::new(io::BufWriter::new(file), width, height);
     encoder.set_color(png::ColorType::Rgba);

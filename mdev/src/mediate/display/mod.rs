@@ -13,6 +13,8 @@
 //! can make a guest that copies too much wait.
 
 mod backing;
+#[cfg(test)]
+mod driver_tests;
 pub mod edid;
 pub mod format;
 mod requests;
