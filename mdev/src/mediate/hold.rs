@@ -94,7 +94,7 @@ impl Hold {
         self.push(held)
     }
 
-    /// The work of a request is over; as for [`Hold::answer`]. [`Hold::next`] may have more afterwards.
+    /// The work of a request is over; as for [`Hold::answer`]. [`Hold::take`] may have more afterwards.
     #[must_use]
     pub fn work(&mut self, pending: Pending, answer: Short) -> Option<(Pending, Short)> {
         if !pending.on_timeline() {
@@ -115,7 +115,7 @@ impl Hold {
         self.push(Held { pending, answer, flushed: None, missing: 0, work: true })
     }
 
-    /// A vblank has come: flushes from before it need not wait any more. [`Hold::next`] hands them out.
+    /// A vblank has come: flushes from before it need not wait any more. [`Hold::take`] hands them out.
     pub fn vblank(&mut self, time: Nanos) {
         for held in &mut self.waiting {
             held.flushed = held.flushed.filter(|since| *since > time);
@@ -124,7 +124,7 @@ impl Hold {
 
     /// The next answer that may leave.
     #[must_use]
-    pub fn next(&mut self) -> Option<(Pending, Short)> {
+    pub fn take(&mut self) -> Option<(Pending, Short)> {
         self.waiting.pop_front_if(|held| held.free()).map(|held| (held.pending, held.answer))
     }
 

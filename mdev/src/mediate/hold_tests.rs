@@ -17,7 +17,7 @@ const OK: Short = Short::Plain(0x1100);
 /// The fences that leave.
 fn out(hold: &mut Hold, first: Option<(Pending, Short)>) -> Vec<u64> {
     let mut all: Vec<_> = first.into_iter().collect();
-    all.extend(std::iter::from_fn(|| hold.next()));
+    all.extend(std::iter::from_fn(|| hold.take()));
     all.iter().filter_map(|(pending, _)| pending.fence.id).collect()
 }
 

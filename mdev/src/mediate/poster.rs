@@ -160,7 +160,7 @@ impl Poster {
 
     /// Answers what need not wait any more.
     fn release(&mut self) {
-        while let Some((pending, answer)) = self.hold.next() {
+        while let Some((pending, answer)) = self.hold.take() {
             self.say(&pending, answer);
         }
     }

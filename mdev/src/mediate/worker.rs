@@ -264,7 +264,7 @@ impl Worker {
                 self.say(pending, Short::Plain(cmd::RESP_ERR_INVALID_PARAMETER));
             }
             Request::CtxCreate { capset, .. } if contexts => {
-                self.create_context(pending, capset, now)
+                self.create_context(pending, capset, now);
             }
             Request::CtxDestroy if self.context == Some(fence.ctx) => {
                 self.end_context();

@@ -588,7 +588,7 @@ proptest! {
             u32::MAX,
         ];
         let mut rig = Rig::new(contexts);
-        rig.memory(IMAGES * PAGE, &[0xa5; 64 * PAGE as usize]);
+        rig.memory(IMAGES * PAGE, &vec![0xa5; 64 * PAGE as usize]);
         for (n, (cursor, type_, fenced, bytes)) in requests.iter().enumerate() {
             let queue = if *cursor { CURSOR_QUEUE } else { CONTROL_QUEUE };
             let header = CtrlHeader {

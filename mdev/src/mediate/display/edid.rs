@@ -108,7 +108,7 @@ impl Timing {
         let fields = [
             self.width - 1,
             H_BLANK - 1,
-            H_FRONT - 1 | POSITIVE,
+            (H_FRONT - 1) | POSITIVE,
             H_SYNC - 1,
             self.height - 1,
             self.v_blank - 1,

@@ -70,13 +70,11 @@ impl Worker {
         request: &Request,
         now: Nanos,
     ) -> Result<(), ()> {
-        match request {
-            Request::Show(shown) => self.show(chain, pending, shown, now),
-            _ => {
-                self.say(pending, Short::Plain(cmd::RESP_ERR_UNSPEC));
-                Ok(())
-            }
+        if let Request::Show(shown) = request {
+            return self.show(chain, pending, shown, now);
         }
+        self.say(pending, Short::Plain(cmd::RESP_ERR_UNSPEC));
+        Ok(())
     }
 
     /// Pays for what was copied so far, or says when the guest's allowance is large enough.
