@@ -33,6 +33,12 @@ pub const MAX_WGSL_BYTES: usize = 64 * 1024;
 pub const MAX_ENTRY_BYTES: usize = 64;
 /// Most bindings of one dispatch.
 pub const MAX_BINDINGS: usize = 8;
+/// Binding slots of a pipeline: `@binding(0)` to one below.
+pub const MAX_BINDING_SLOTS: u32 = 32;
+/// Most [`Latch`] commands in one job.
+pub const MAX_LATCHES: usize = 4;
+/// Frames of one slice that may be unfinished at once.
+pub const MAX_FRAMES: usize = 8;
 /// Most bytes that one late-latch read copies.
 pub const MAX_LATCH_BYTES: usize = 256;
 /// Largest width and height of an image, in pixels.
@@ -75,7 +81,7 @@ pub struct SubmitHeader {
     pub version: u16,
     /// See [`SubmitKind`].
     pub kind: u16,
-    /// The frame; [`FrameId::NONE`] for setup and for background work.
+    /// The frame, background work's too; [`FrameId::NONE`] for setup.
     pub frame: FrameId,
     /// This job's place in the frame; 0 for setup.
     pub job: JobIndex,

@@ -31,7 +31,7 @@ use crate::preempt;
 use alloc::{vec, vec::Vec};
 
 /// Bound on the deadlines looked at.
-pub(crate) const MAX_POINTS: u128 = 1_000_000;
+pub(crate) const MAX_POINTS: u128 = 100_000;
 
 /// Scale of a utilisation: 2^40 is the whole GPU.
 const ONE: u128 = 1 << 40;

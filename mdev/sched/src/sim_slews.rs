@@ -1,22 +1,23 @@
 //! Slewing in virtual time: no contract is broken while vblanks move.
 
+use super::cases::any_class;
 use super::misses::lenient;
 use super::*;
 use crate::admission::{Admission, Current};
 use crate::kind::PolicyKind;
 use crate::slew::{Slew, Slewing};
-use crate::testing::CAPS;
 use proptest::prelude::*;
 
 proptest! {
     /// Tenants slew where admission says they may, many at once: every promise is kept meanwhile.
     #[test]
     fn slewing_never_breaks_a_contract(
+        caps in any_class(),
         contracts in prop::collection::vec(lenient(), 2..6),
         ways in prop::collection::vec((any::<u64>(), any::<u64>(), 0u64..20, any::<bool>()), 6),
         seed: u64,
     ) {
-        let admission = Admission::new(CAPS, 64);
+        let admission = Admission::new(caps, 64);
         let mut set: Vec<Current> = vec![];
         for c in &contracts {
             if let Ok(got) = admission.try_admit(&set, c) {
@@ -49,11 +50,11 @@ proptest! {
                 _ => {}
             }
         }
-        let mut policy = PolicyKind::Beamline.build(CAPS, 64, 512);
-        let tally = Sim::new(policy.as_mut(), guests, CAPS, seed).run(1_200_000_000);
+        let mut policy = PolicyKind::Beamline.build(caps, 64, 512);
+        let tally = Sim::new(policy.as_mut(), guests, caps, seed).run(1_200_000_000);
         for (i, (t, (_, c, _))) in tally.iter().zip(&set).enumerate() {
             if newcomer != Some(i) {
-                prop_assert!(t.most_missed <= c.miss.misses, "{i}: {t:?} {set:?} {ways:?}");
+                prop_assert!(t.most_missed <= c.miss.misses, "{i}: {t:?} {caps:?} {set:?} {ways:?}");
                 prop_assert!(t.kept > 0);
             }
         }

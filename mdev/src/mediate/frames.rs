@@ -1,9 +1,7 @@
 //! Stage 4, schedule: which vblank a frame belongs to, and which frame a vblank shows.
 
+use beamline_abi::frame::MAX_FRAMES;
 use beamline_abi::{FrameId, JobIndex, Nanos, Reason};
-
-/// Frames of one slice that may be unfinished at once.
-pub const MAX_TRACKED: usize = 8;
 
 /// A frame between its first job and its vblank.
 #[derive(Clone, Copy, Debug)]
@@ -29,9 +27,11 @@ impl Tracked {
 /// The unfinished frames of one slice.
 #[derive(Clone, Debug, Default)]
 pub struct Frames {
-    tracked: [Option<Tracked>; MAX_TRACKED],
+    tracked: [Option<Tracked>; MAX_FRAMES],
     newest: FrameId,
     last_slot: Option<u64>,
+    /// The frame shown last.
+    shown: FrameId,
 }
 
 /// A job as the frames see it.
@@ -52,7 +52,7 @@ pub struct FrameJob {
 pub enum Pace {
     /// One frame per vblank, at most `depth` vblanks ahead.
     Vblank {
-        /// Frames in flight.
+        /// How many.
         depth: u8,
     },
     /// The guest itself: several frames may begin at one vblank.
@@ -120,7 +120,8 @@ impl Frames {
                 t.done += 1;
                 t.failed |= !ok;
                 t.ended = t.ended.max(at);
-                if t.complete() && (t.failed || !t.presents) {
+                // A newer one may have been shown while its last job ran.
+                if t.complete() && (t.failed || !t.presents || t.frame < self.shown) {
                     *entry = None;
                 }
                 return;
@@ -138,6 +139,7 @@ impl Frames {
             .filter(|t| t.complete() && t.ended <= at)
             .max_by_key(|t| t.frame)?;
         let shown = Shown { frame: newest.frame, slot: newest.slot };
+        self.shown = shown.frame;
         for entry in &mut self.tracked {
             if entry.is_some_and(|t| t.complete() && t.frame <= shown.frame) {
                 *entry = None;
@@ -197,6 +199,22 @@ mod tests {
     }
 
     #[test]
+    fn an_older_frame_is_never_shown_after_a_newer_one() {
+        let mut f = Frames::default();
+        place(&mut f, 1, 0, 1).unwrap();
+        for job in 0..2 {
+            place(&mut f, 2, job, 1).unwrap();
+            f.job_done(FrameId(2), true, Nanos(1));
+        }
+        place(&mut f, 1, 1, 1).unwrap();
+        assert_eq!(f.show(Nanos(2)).map(|s| s.frame), Some(FrameId(2)));
+        f.job_done(FrameId(1), true, Nanos(3));
+        f.job_done(FrameId(1), true, Nanos(4));
+        assert_eq!(f.show(Nanos(9)), None);
+        assert!(f.tracked.iter().all(Option::is_none));
+    }
+
+    #[test]
     fn a_frame_that_ended_after_a_vblank_waits_for_the_next() {
         let mut f = Frames::default();
         for job in 0..2 {
@@ -216,7 +234,7 @@ mod tests {
         }
         // Frames that run are never given up for a new one.
         let mut f = Frames::default();
-        for frame in 1..=MAX_TRACKED as u64 {
+        for frame in 1..=MAX_FRAMES as u64 {
             place(&mut f, frame, 0, frame).unwrap();
         }
         assert_eq!(place(&mut f, 50, 0, 50), Err(Reason::Quota));

@@ -8,16 +8,13 @@ use super::resources::{Kind, ResourceError, Resources};
 use crate::backend::{Latched, SliceKey};
 use beamline_abi::frame::{
     Binding, CommandHeader, CreateBuffer, CreateImage, CreatePipeline, Destroy, Dispatch, Latch,
-    MAGIC, MAX_BINDINGS, MAX_COMMANDS, MAX_ENTRY_BYTES, MAX_IMAGE_SIDE, MAX_JOBS_PER_FRAME,
-    MAX_LATCH_BYTES, MAX_SUBMIT_BYTES, MAX_WGSL_BYTES, Op, Present, SubmitHeader, SubmitKind,
-    VERSION, WriteBuffer, submit_flag,
+    MAGIC, MAX_BINDING_SLOTS, MAX_BINDINGS, MAX_COMMANDS, MAX_ENTRY_BYTES, MAX_IMAGE_SIDE,
+    MAX_JOBS_PER_FRAME, MAX_LATCH_BYTES, MAX_LATCHES, MAX_SUBMIT_BYTES, MAX_WGSL_BYTES, Op,
+    Present, SubmitHeader, SubmitKind, VERSION, WriteBuffer, submit_flag,
 };
 use beamline_abi::{FrameId, Reason};
 use beamline_sched::Ticket;
 use zerocopy::FromBytes;
-
-/// Most late-latch reads in one job.
-pub const MAX_LATCHES: usize = 4;
 
 /// Bytes that nobody has looked at.
 #[derive(Debug)]
@@ -181,6 +178,11 @@ impl<'a> Checker<'a> {
             .or_else(|_| self.malformed("the command is shorter than its fixed part"))
     }
 
+    /// A later version may give a reserved field a meaning: today's drivers may not use it for theirs.
+    fn reserved(&self, field: u32) -> Check<()> {
+        if field == 0 { Ok(()) } else { self.malformed("a reserved field is not 0") }
+    }
+
     fn run(mut self) -> Check<Validated> {
         let (header, kind) = self.header()?;
         self.at = size_of::<SubmitHeader>();
@@ -261,6 +263,7 @@ impl<'a> Checker<'a> {
             Op::CreatePipeline => self.create_pipeline(body),
             Op::Destroy => {
                 let (c, _) = self.body::<Destroy>(body)?;
+                self.reserved(c.reserved)?;
                 self.resources.remove(c.id).or_else(|e| self.resource(e))
             }
             Op::WriteBuffer => self.write_buffer(body),
@@ -279,9 +282,9 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn create_buffer(&mut self, body: &[u8]) -> Check<()> {
-        let (c, _) = CreateBuffer::read_from_prefix(body)
-            .or_else(|_| self.malformed("the command is shorter than its fixed part"))?;
+    fn create_buffer(&mut self, body: &'a [u8]) -> Check<()> {
+        let (c, _) = self.body::<CreateBuffer>(body)?;
+        self.reserved(c.reserved)?;
         if c.size == 0 || !c.size.is_multiple_of(16) {
             return self.malformed("a buffer's size is above 0 and a multiple of 16");
         }
@@ -303,6 +306,7 @@ impl<'a> Checker<'a> {
 
     fn create_pipeline(&mut self, body: &'a [u8]) -> Check<()> {
         let (c, text) = self.body::<CreatePipeline>(body)?;
+        self.reserved(c.reserved)?;
         let (entry, wgsl) = (c.entry_len as usize, c.wgsl_len as usize);
         if !(1..=MAX_ENTRY_BYTES).contains(&entry) || !(1..=MAX_WGSL_BYTES).contains(&wgsl) {
             return self.malformed("the entry point or the source is empty or too long");
@@ -355,6 +359,7 @@ impl<'a> Checker<'a> {
 
     fn dispatch(&mut self, body: &'a [u8]) -> Check<()> {
         let (c, mut rest) = self.body::<Dispatch>(body)?;
+        self.reserved(c.reserved)?;
         if !matches!(self.resources.get(c.pipeline), Some(Kind::Pipeline)) {
             return self.fail(Reason::BadId, "the ID names no pipeline");
         }
@@ -368,7 +373,7 @@ impl<'a> Checker<'a> {
         for _ in 0..c.bindings {
             let (b, after) = self.body::<Binding>(rest)?;
             rest = after;
-            if b.slot >= 32 || slots & (1 << b.slot) != 0 {
+            if b.slot >= MAX_BINDING_SLOTS || slots & (1 << b.slot) != 0 {
                 return self.malformed("a binding's slot is below 32 and bound once");
             }
             slots |= 1 << b.slot;

@@ -149,6 +149,25 @@ fn jobs_cannot_leave_their_resources() {
 }
 
 #[test]
+fn reserved_fields_are_zero() {
+    let mut r = resources();
+    let buffer = CreateBuffer { id: 9, reserved: 1, size: 16 };
+    let destroy = Destroy { id: 1, reserved: 1 };
+    let shader = CreatePipeline { id: 9, entry_len: 4, wgsl_len: 5, reserved: 1 };
+    let (d, tail) = dispatch(&[(0, 1), (1, 2)]);
+    let d = Dispatch { reserved: 1, ..d };
+    for stream in [
+        Stream::setup().cmd(Op::CreateBuffer, &buffer, &[]),
+        Stream::setup().cmd(Op::Destroy, &destroy, &[]),
+        Stream::setup().cmd(Op::CreatePipeline, &shader, b"mainfn {}"),
+        Stream::job(1, 0, 1).cmd(Op::Dispatch, &d, &tail),
+    ] {
+        assert_eq!(stream.reason(&mut r), Reason::Malformed);
+    }
+    assert_eq!((r.get(9), r.get(1)), (None, Some(Kind::Buffer { size: 64 })));
+}
+
+#[test]
 fn setup_and_jobs_do_not_mix_and_versions_are_checked() {
     let mut r = resources();
     let buffer = CreateBuffer { id: 9, reserved: 0, size: 16 };

@@ -2,9 +2,10 @@
 
 use super::{Dispatcher, Life, Running, tenant};
 use crate::backend::{GpuError, Latched};
-use crate::mediate::job::{Grant, Job, MAX_LATCHES, Validated};
+use crate::mediate::job::{Grant, Job, Validated};
 use crate::mediate::message::{MAX_QUEUED, Pending, Post};
 use crate::memory::{Gpa, GuestMemory};
+use beamline_abi::frame::MAX_LATCHES;
 use beamline_abi::{Nanos, Reason};
 use beamline_latency::stamp::Stamp;
 use beamline_sched::{Decision, Ticket};
