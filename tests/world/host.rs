@@ -176,7 +176,7 @@ impl Parts<'_> {
         let counters = Arc::new(SliceCounters::default());
         let shared = Arc::clone(self.pacer.shared());
         let origin = self.clock.now();
-        let grid = Grid::new(origin.saturating_add(self.phase), slice.contract.period, origin);
+        let grid = Grid::new(origin, self.phase, slice.contract.period, origin);
         let link = SliceLink {
             contract: slice.contract,
             grid,

@@ -122,9 +122,10 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
     let link = SliceLink {
         contract: parts.slice.contract,
         grid: Grid::new(
-            parts.origin.saturating_add(parts.phase),
-            parts.slice.contract.period,
             parts.origin,
+            parts.phase,
+            parts.slice.contract.period,
+            parts.clock.now(),
         ),
         limits,
         memory: Arc::clone(gpu_handle.memory()),
