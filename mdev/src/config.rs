@@ -1,13 +1,12 @@
 //! The host's configuration: TOML read into raw sections, then validated into types.
 
-use beamline_abi::Nanos;
-use beamline_sched::written::{self, Written};
-use beamline_sched::{Contract, GpuCaps, MissAllowance, PolicyKind, Preemption, UnknownPolicy};
-use serde::Deserialize;
-use std::path::{Path, PathBuf};
+pub mod slice;
 
-/// How late after its vblank a guest may begin where its contract does not say, ms.
-const JITTER_MS: f64 = 1.0;
+use beamline_abi::Nanos;
+use beamline_sched::{GpuCaps, PolicyKind, Preemption, UnknownPolicy, written};
+use serde::Deserialize;
+pub use slice::SliceConfig;
+use std::path::{Path, PathBuf};
 
 /// Why a configuration is refused. Every message names the file and the key.
 #[derive(Debug, thiserror::Error)]
@@ -81,28 +80,15 @@ pub struct HostConfig {
     pub stamps: Option<PathBuf>,
     /// Folder for each slice's last image, written when the host drains.
     pub images: Option<PathBuf>,
-    /// The slices, at least one.
+    /// Most slices at a time, those that come later included.
+    pub max_slices: usize,
+    /// The slices that the host starts with.
     pub slices: Vec<SliceConfig>,
-}
-
-/// One slice.
-#[derive(Clone, Debug)]
-pub struct SliceConfig {
-    /// Its name: letters, digits, `-` and `_`, unique.
-    pub name: String,
-    /// Scanout width in pixels.
-    pub width: u32,
-    /// Scanout height in pixels.
-    pub height: u32,
-    /// GPU memory in bytes.
-    pub memory: u64,
-    /// What it is promised.
-    pub contract: Contract,
 }
 
 impl HostConfig {
     /// Longest socket path that `sockaddr_un` takes.
-    const MAX_SOCKET_PATH: usize = 107;
+    pub const MAX_SOCKET_PATH: usize = 107;
     /// Most slices of one host.
     pub const MAX_SLICES: usize = 64;
 
@@ -130,6 +116,19 @@ impl HostConfig {
             message: e.to_string().trim_end().to_owned(),
         })?;
         Checker { path, dir: path.parent().unwrap_or(Path::new(".")) }.host(raw)
+    }
+
+    /// The socket on which the host is looked at and changed.
+    pub fn control_socket(&self) -> PathBuf {
+        self.run_dir.join("control.sock")
+    }
+
+    /// The longest of these sockets' paths, where it is longer than the system takes, and how long it is.
+    pub fn socket_too_long(&self, slice: &SliceConfig) -> Option<(PathBuf, usize)> {
+        let sockets = [self.pacer_socket(slice), self.gpu_socket(slice)];
+        let longest = sockets.into_iter().max_by_key(|socket| socket.as_os_str().len())?;
+        let len = longest.as_os_str().len();
+        (len > Self::MAX_SOCKET_PATH).then_some((longest, len))
     }
 
     /// The socket of a slice's pacer.
@@ -164,19 +163,19 @@ impl Checker<'_> {
                 format!("{} is out of range; use 1 to 8", raw.gpu.in_flight),
             ));
         }
-        let count = raw.slice.len();
-        if count == 0 || count > HostConfig::MAX_SLICES {
-            return Err(self.bad(
-                "slice",
-                format!(
-                    "there are {count}; a host has 1 to {} [[slice]] sections",
-                    HostConfig::MAX_SLICES
-                ),
-            ));
+        let (count, most) = (raw.slice.len(), raw.max_slices);
+        if !(1..=HostConfig::MAX_SLICES).contains(&most) {
+            let problem = format!("{most} is out of range; use 1 to {}", HostConfig::MAX_SLICES);
+            return Err(self.bad("max_slices", problem));
+        }
+        if count > most {
+            let problem = format!("there are {count}; max_slices is {most}");
+            return Err(self.bad("slice", problem));
         }
         let mut slices: Vec<SliceConfig> = Vec::with_capacity(count);
         for (i, s) in raw.slice.into_iter().enumerate() {
-            let slice = self.slice(i, s)?;
+            let slice =
+                s.read().map_err(|e| self.bad(format!("slice[{i}].{}", e.key), e.problem))?;
             if slices.iter().any(|other| other.name == slice.name) {
                 return Err(self.bad(
                     format!("slice[{i}].name"),
@@ -200,57 +199,17 @@ impl Checker<'_> {
             realtime: raw.cpus.realtime,
             stamps: raw.output.stamps.map(|p| self.dir.join(p)),
             images: raw.output.images.map(|p| self.dir.join(p)),
+            max_slices: most,
             slices,
         };
-        for slice in &config.slices {
-            let socket = config.pacer_socket(slice);
-            let len = socket.as_os_str().len();
-            if len > HostConfig::MAX_SOCKET_PATH {
-                return Err(self.bad("run_dir", format!("the socket path {} has {len} bytes; the system takes {}: choose a shorter folder", socket.display(), HostConfig::MAX_SOCKET_PATH)));
-            }
+        let control = config.control_socket();
+        let long = config.slices.iter().find_map(|slice| config.socket_too_long(slice));
+        let len = control.as_os_str().len();
+        let long = long.or((len > HostConfig::MAX_SOCKET_PATH).then_some((control, len)));
+        if let Some((socket, len)) = long {
+            return Err(self.bad("run_dir", format!("the socket path {} has {len} bytes; the system takes {}: choose a shorter folder", socket.display(), HostConfig::MAX_SOCKET_PATH)));
         }
         Ok(config)
-    }
-
-    fn slice(&self, i: usize, raw: raw::Slice) -> Result<SliceConfig, ConfigError> {
-        let key = |k: &str| format!("slice[{i}].{k}");
-        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if raw.name.is_empty() || raw.name.len() > 32 || !raw.name.chars().all(fits) {
-            return Err(self.bad(
-                key("name"),
-                format!("`{}` does not fit; use 1 to 32 letters, digits, `-` or `_`", raw.name),
-            ));
-        }
-        for (k, v) in [("width", raw.width), ("height", raw.height)] {
-            if !(16..=beamline_abi::frame::MAX_IMAGE_SIDE).contains(&v) {
-                return Err(self.bad(
-                    key(k),
-                    format!(
-                        "{v} is out of range; use 16 to {} pixels",
-                        beamline_abi::frame::MAX_IMAGE_SIDE
-                    ),
-                ));
-            }
-        }
-        let memory = parse_size(&raw.memory)
-            .filter(|m| (1 << 20..=1 << 40).contains(m))
-            .ok_or_else(|| {
-                self.bad(
-                    key("memory"),
-                    format!("`{}` is no size from 1M to 1T, such as 64M", raw.memory),
-                )
-            })?;
-        let contract = self.contract(&key("contract"), raw.contract)?;
-        Ok(SliceConfig { name: raw.name, width: raw.width, height: raw.height, memory, contract })
-    }
-
-    fn contract(&self, at: &str, written: Written) -> Result<Contract, ConfigError> {
-        let contract = written
-            .read(JITTER_MS)
-            .map_err(|wrong| self.bad(format!("{at}.{}", wrong.key), wrong.problem))?;
-        // The dispatcher keeps every queued frame, in order, and drops none that is overdue: one that may miss
-        // would hold up one that may not. So every frame is promised, which is more than is asked for.
-        Ok(Contract { miss: MissAllowance { misses: 0, ..contract.miss }, ..contract })
     }
 
     fn millis(&self, key: impl Into<String>, ms: f64) -> Result<Nanos, ConfigError> {
@@ -258,22 +217,10 @@ impl Checker<'_> {
     }
 }
 
-/// `64M`, `1G`, `4096`.
-fn parse_size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let (digits, shift) = match text.as_bytes().last()? {
-        b'K' => (&text[..text.len() - 1], 10),
-        b'M' => (&text[..text.len() - 1], 20),
-        b'G' => (&text[..text.len() - 1], 30),
-        b'T' => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
 /// The file as it is written. Unknown keys are refused.
 mod raw {
-    use super::{BackendKind, Written};
+    use super::slice::WrittenSlice;
+    use super::{BackendKind, HostConfig};
     use serde::Deserialize;
     use std::path::PathBuf;
 
@@ -286,7 +233,10 @@ mod raw {
         pub(super) cpus: Cpus,
         #[serde(default)]
         pub(super) output: Output,
-        pub(super) slice: Vec<Slice>,
+        #[serde(default = "most")]
+        pub(super) max_slices: usize,
+        #[serde(default)]
+        pub(super) slice: Vec<WrittenSlice>,
     }
 
     #[derive(Deserialize)]
@@ -322,22 +272,11 @@ mod raw {
         pub(super) images: Option<PathBuf>,
     }
 
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    pub(super) struct Slice {
-        pub(super) name: String,
-        pub(super) width: u32,
-        pub(super) height: u32,
-        #[serde(default = "memory")]
-        pub(super) memory: String,
-        pub(super) contract: Written,
-    }
-
     fn beamline() -> String {
         "beamline".into()
     }
-    fn memory() -> String {
-        "64M".into()
+    const fn most() -> usize {
+        HostConfig::MAX_SLICES
     }
     const fn one() -> u8 {
         1
@@ -404,6 +343,8 @@ late_latch = { window_ms = 1.2, budget_ms = 0.6 }
             ),
             (format!("{GOOD}{}", &GOOD[GOOD.find("[[slice]]").unwrap()..]), "slice[1].name"),
             (GOOD.replace("backend = \"model\"", "backend = \"cuda\""), "cuda"),
+            (GOOD.replace("run_dir", "max_slices = 0\nrun_dir"), "max_slices"),
+            (GOOD.replace("run_dir", "max_slices = 65\nrun_dir"), "max_slices"),
         ];
         for (text, want) in cases {
             let message = parse(&text).unwrap_err().to_string();

@@ -42,6 +42,8 @@ pub struct WorkerParts {
     pub device: GpuHandle,
     /// Where refusals are shown to the guest.
     pub pacer: Arc<PacerShared>,
+    /// Its first life, as in the dispatcher's link and the pacer.
+    pub generation: Generation,
     /// What its context may use.
     pub limits: SliceLimits,
     /// To the dispatcher.
@@ -99,10 +101,10 @@ impl Worker {
             contexts: CONTEXTS,
             clears: CLEARS,
             spare: Vec::new(),
+            generation: parts.generation,
             parts,
             queue: None,
             epoch: 0,
-            generation: Generation(0),
             context: None,
             resources,
             worked: false,
