@@ -102,7 +102,11 @@ fn slices_come_change_and_go_at_nobodys_cost() {
             ("60", "reserved", 1.1),
         ] {
             let told = change(&mut world, &section(hz, class, budget));
-            println!("seed {seed}: {hz} Hz {class} {budget} ms: {:?}, {:?}", told.way, told.interim.is_some());
+            println!(
+                "seed {seed}: {hz} Hz {class} {budget} ms: {:?}, {:?}",
+                told.way,
+                told.interim.is_some()
+            );
             let page = world.page(LIVE).unwrap();
             assert_eq!(page.budget, told.contract.budget);
             if class == "reserved" {
@@ -197,9 +201,8 @@ fn a_promise_pauses_where_the_two_contracts_do_not_fit_together() {
 #[test]
 fn a_contract_that_was_not_admitted_does_harm() {
     let scenario = Scenario::new(PolicyKind::Fifo, 3);
-    let costs = (0..3).fold(scenario.costs(), |c, job| {
-        c.with(LIVE as u16, job, Nanos::from_micros(2_500))
-    });
+    let costs =
+        (0..3).fold(scenario.costs(), |c, job| c.with(LIVE as u16, job, Nanos::from_micros(2_500)));
     let mut world = scenario.with_guests(costs, &[VR, GAME, FLOOD]).unwrap();
     world.run_for(SECOND).unwrap();
     let from = world.now();

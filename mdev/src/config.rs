@@ -326,6 +326,31 @@ late_latch = { window_ms = 1.2, budget_ms = 0.6 }
     }
 
     #[test]
+    fn the_example_is_right_and_can_be_promised() {
+        let text = include_str!("../../assets/host.example.toml");
+        let config = HostConfig::parse(text, Path::new("assets/host.example.toml")).unwrap();
+        assert_eq!(config.slices.len(), 3);
+        crate::host::admit(&config, config.caps()).unwrap();
+        // What it shows as a default is one.
+        let key = |line: &str| {
+            let key = line.strip_prefix("# ")?.split_once(" = ")?.0;
+            (!key.contains(' ')).then(|| line.trim_start_matches("# ").to_owned())
+        };
+        let shown: String =
+            text.lines().map(|l| key(l).unwrap_or_else(|| l.to_owned()) + "\n").collect();
+        let shown = HostConfig::parse(&shown, Path::new("assets/host.example.toml")).unwrap();
+        assert_eq!(shown.caps(), config.caps());
+        assert_eq!((shown.max_slices, shown.policy), (config.max_slices, config.policy));
+        assert_eq!(shown.kill_grace, config.kill_grace);
+    }
+
+    #[test]
+    fn a_host_may_start_without_slices() {
+        let config = parse(&GOOD[..GOOD.find("[[slice]]").unwrap()]).unwrap();
+        assert!(config.slices.is_empty());
+    }
+
+    #[test]
     fn says_what_is_wrong_and_where() {
         let cases = [
             (

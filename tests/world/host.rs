@@ -86,8 +86,7 @@ impl Host {
         let dispatcher = Dispatcher::new(policy, gpu, most, config.kill_grace, recorder);
         let (stamps, next) = (Vec::new(), clock.now());
         let slices = Vec::new();
-        let mut host =
-            Self { dispatcher, ledger, wake, slices, collector, stamps, steps: 0, next };
+        let mut host = Self { dispatcher, ledger, wake, slices, collector, stamps, steps: 0, next };
         for (index, (slice, handles)) in config.slices.iter().zip(handles).enumerate() {
             let place = host.ledger.place(index as u16);
             let place = place.ok_or(WorldError::Refused(format!("there is no slice {index}")))?;

@@ -109,12 +109,7 @@ impl Ledger {
     }
 
     /// Whether a contract is kept from now on at `index`, which is free.
-    pub fn admit(
-        &mut self,
-        index: u16,
-        contract: &Contract,
-        now: Nanos,
-    ) -> Result<Place, NotNow> {
+    pub fn admit(&mut self, index: u16, contract: &Contract, now: Nanos) -> Result<Place, NotNow> {
         self.idle(now)?;
         let place = self.judge(None, contract)?;
         if let Some(slot) = self.places.get_mut(usize::from(index)) {
@@ -129,7 +124,12 @@ impl Ledger {
         let Some(old) = self.place(index) else {
             // Nothing is promised there: that is an admission.
             let phase = self.admit(index, new, now)?.phase;
-            return Ok(Change { contract: *new, way: Way::Restart(phase), interim: None, hold: Nanos::ZERO });
+            return Ok(Change {
+                contract: *new,
+                way: Way::Restart(phase),
+                interim: None,
+                hold: Nanos::ZERO,
+            });
         };
         let promise = self.promise;
         let others = self.current(Some(index));
@@ -137,9 +137,8 @@ impl Ledger {
         let (way, promised) = self.way(&others, index, old, there);
         let both = [old.contract.class, new.class] == [Class::Reserved; 2];
         let join = join(&old.contract, new);
-        let joined = || {
-            self.admission.try_admit(&others, &join).is_ok_and(|a| a.proof == Proof::OffsetFree)
-        };
+        let joined =
+            || self.admission.try_admit(&others, &join).is_ok_and(|a| a.proof == Proof::OffsetFree);
         let longest = old.contract.period.ceil().max(new.period.ceil());
         let pause = Nanos(PAUSE * longest.0);
         let due = now
@@ -229,10 +228,9 @@ impl Ledger {
 /// What asks for at least as much as any sequence of frames of the two.
 fn join(a: &Contract, b: &Contract) -> Contract {
     let late_latch = match (a.late_latch, b.late_latch) {
-        (Some(x), Some(y)) => Some(LateLatch {
-            window: x.window.min(y.window),
-            budget: x.budget.max(y.budget),
-        }),
+        (Some(x), Some(y)) => {
+            Some(LateLatch { window: x.window.min(y.window), budget: x.budget.max(y.budget) })
+        }
         (one, other) => one.or(other),
     };
     let window = late_latch.map_or(Nanos::ZERO, |l| l.window);

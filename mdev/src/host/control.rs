@@ -247,13 +247,16 @@ impl Controller {
             let socket = socket.display();
             return Err(ControlError::Slice(SliceError {
                 key: "name".into(),
-                problem: format!("the socket path {socket} has {len} bytes; the system takes {most}: choose a shorter name"),
+                problem: format!(
+                    "the socket path {socket} has {len} bytes; the system takes {most}: choose a shorter name"
+                ),
             }));
         }
         let mut state = self.open()?;
         if state.find(&slice.name).is_ok() {
             return Err(ControlError::Taken(slice.name));
         }
+        state.link.is_open()?;
         let now = self.workshop.clock.now();
         // A place that nobody had keeps the log of stamps clear; else any that is free.
         let free = |fresh: bool| {
@@ -290,6 +293,7 @@ impl Controller {
         if entry.counters.changing.load(Ordering::Acquire) {
             return Err(ControlError::Busy { wait: LOOK_AGAIN });
         }
+        state.link.is_open()?;
         let now = self.workshop.clock.now();
         let change = state.ledger.change(index, &contract, now).map_err(|not| self.not_now(not))?;
         let place = state.ledger.place(index);

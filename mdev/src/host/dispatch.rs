@@ -62,14 +62,14 @@ pub(super) enum Control {
 /// The dispatcher's end.
 pub(super) struct Requests {
     requests: Consumer<Control>,
-    removed: Producer<Option<SliceLink>>,
+    removed: Producer<(u16, Option<SliceLink>)>,
     answered: EventFd,
 }
 
 /// The control side's end.
 pub(super) struct Link {
     requests: Producer<Control>,
-    removed: Consumer<Option<SliceLink>>,
+    removed: Consumer<(u16, Option<SliceLink>)>,
     answered: EventFd,
     wake: EventFd,
 }
@@ -84,13 +84,21 @@ pub(super) fn link(wake: EventFd) -> Result<(Link, Requests), Errno> {
 }
 
 impl Link {
+    /// Whether the dispatcher would take a request: until one is sent, that stays so.
+    pub(super) fn is_open(&self) -> Result<(), ControlError> {
+        if self.requests.is_abandoned() {
+            Err(ControlError::Ended)
+        } else if self.requests.is_full() {
+            Err(ControlError::Busy { wait: Nanos::from_millis(10) })
+        } else {
+            Ok(())
+        }
+    }
+
     /// Gives the dispatcher a request.
     pub(super) fn send(&mut self, control: Control) -> Result<(), ControlError> {
-        if self.requests.is_abandoned() {
-            return Err(ControlError::Ended);
-        }
-        let full = |_| ControlError::Busy { wait: Nanos::from_millis(10) };
-        self.requests.push(control).map_err(full)?;
+        self.is_open()?;
+        self.requests.push(control).map_err(|_| ControlError::Ended)?;
         self.wake.signal();
         Ok(())
     }
@@ -105,8 +113,11 @@ impl Link {
     pub(super) fn remove(&mut self, index: u16) -> Result<Option<SliceLink>, ControlError> {
         self.send(Control::Remove { index })?;
         loop {
-            if let Ok(link) = self.removed.pop() {
-                return Ok(link);
+            // An answer that nobody waited for any more belongs to another place.
+            while let Ok((other, link)) = self.removed.pop() {
+                if other == index {
+                    return Ok(link);
+                }
             }
             let mut fds = [PollFd::new(&self.answered, PollFlags::IN)];
             match poll(&mut fds, Some(&PATIENCE)) {
@@ -210,14 +221,17 @@ pub(super) fn run(
             }
             Control::Add { index, link } => {
                 if dispatcher.add(index, link).is_err() {
-                    tracing::error!(slice = index, "the place is taken; the slice gets no schedule");
+                    tracing::error!(
+                        slice = index,
+                        "the place is taken; the slice gets no schedule"
+                    );
                 }
             }
             Control::Change { index, change } => dispatcher.change(index, change),
             Control::Remove { index } => {
                 captures.retain(|(key, _)| key.index != index);
                 // One answer per request: the ring has room.
-                let _ = control.removed.push(dispatcher.remove(index, clock.now()));
+                let _ = control.removed.push((index, dispatcher.remove(index, clock.now())));
                 control.answered.signal();
             }
             Control::Stop => return Ok(()),

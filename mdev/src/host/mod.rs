@@ -216,8 +216,8 @@ impl Host {
         let mut dispatcher = Dispatcher::new(policy, gpu, most, config.kill_grace, recorder);
         let waiter = Waiter::new(wake.clone(), &mut dispatcher)
             .map_err(system("make the dispatcher's epoll"))?;
-        let (link, mut requests) = dispatch::link(wake.clone())
-            .map_err(|e| system("make an eventfd")(e.into()))?;
+        let (link, mut requests) =
+            dispatch::link(wake.clone()).map_err(|e| system("make an eventfd")(e.into()))?;
         let (images, awake) = (config.images.clone(), awake_cpus(&config));
         let time = Arc::clone(&clock);
         let thread = placement

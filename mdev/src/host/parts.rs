@@ -13,7 +13,10 @@ use std::io;
 use std::path::Path;
 
 /// The backend that the configuration names.
-pub(super) fn make_gpu(config: &HostConfig, renderer: RendererProgram) -> Result<Box<dyn Gpu>, HostError> {
+pub(super) fn make_gpu(
+    config: &HostConfig,
+    renderer: RendererProgram,
+) -> Result<Box<dyn Gpu>, HostError> {
     match config.backend {
         BackendKind::Model => {
             let service = match config.policy {

@@ -128,12 +128,7 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
     let counters = Arc::new(SliceCounters::default());
     let link = SliceLink {
         contract: parts.slice.contract,
-        grid: Grid::new(
-            parts.origin,
-            parts.phase,
-            parts.slice.contract.period,
-            parts.clock.now(),
-        ),
+        grid: Grid::new(parts.origin, parts.phase, parts.slice.contract.period, parts.clock.now()),
         generation: parts.generation,
         limits,
         memory: Arc::clone(gpu_handle.memory()),

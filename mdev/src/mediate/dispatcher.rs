@@ -202,6 +202,8 @@ pub struct Dispatcher {
     gpu: Box<dyn Gpu>,
     /// By place. A slice's place is its tenant number.
     slices: Vec<Option<Slice>>,
+    /// No place from here on has a slice.
+    top: usize,
     jobs: Slab<Entry>,
     /// Jobs submitted so far.
     submitted: u64,
@@ -242,6 +244,7 @@ impl Dispatcher {
             running: Vec::with_capacity(max_jobs),
             events: Vec::with_capacity(64),
             slices: (0..max_slices).map(|_| None).collect(),
+            top: 0,
             kill_grace,
             asked_for: Nanos::MAX,
             recorder,
@@ -260,7 +263,7 @@ impl Dispatcher {
         self.forgive(now.saturating_sub(self.asked_for));
         self.take_gpu_events(now);
         self.emit_vblanks(now);
-        for index in 0..self.slices.len() {
+        for index in 0..self.top {
             self.take_work(index, now);
         }
         self.end_overlong(now);
@@ -373,7 +376,7 @@ impl Dispatcher {
 
     /// Ends the renderers that do not start, or do not answer a setup: a shader may take for ever to compile.
     fn end_silent(&mut self, now: Nanos) {
-        for index in 0..self.slices.len() {
+        for index in 0..self.top {
             let Some(slice) = self.slice(index) else { continue };
             let owes = match slice.life {
                 Life::Starting(_) => true,

@@ -148,7 +148,10 @@ fn a_host_serves_until_it_is_told_to_end_and_leaves_no_socket() {
 fn slices_are_looked_at_and_changed_by_command() {
     let folder = folder_with(&[
         ("host.toml", HOST),
-        ("game.toml", "width = 256\nheight = 144\n[contract]\nclass = \"reserved\"\nbudget_ms = 9.9\n"),
+        (
+            "game.toml",
+            "width = 256\nheight = 144\n[contract]\nclass = \"reserved\"\nbudget_ms = 9.9\n",
+        ),
     ]);
     let said = |arguments: &[&str]| {
         let out = output(arguments, folder.path());
@@ -161,8 +164,16 @@ fn slices_are_looked_at_and_changed_by_command() {
     assert!(text.contains("control.sock") && text.contains("beamline host"), "{text}");
     let host = Host::start(folder.path());
     let made = said(&[
-        "slice", "create", "game", "--file", "game.toml", "--memory", "128M", "refresh_hz=60",
-        "budget_ms=1.5", "max_job_ms=1",
+        "slice",
+        "create",
+        "game",
+        "--file",
+        "game.toml",
+        "--memory",
+        "128M",
+        "refresh_hz=60",
+        "budget_ms=1.5",
+        "max_job_ms=1",
     ]);
     assert!(made.contains("128M") && made.contains("game-gpu.sock"), "{made}");
     let list = said(&["slice", "list"]);

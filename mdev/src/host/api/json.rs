@@ -289,10 +289,9 @@ pub fn error(error: &ControlError) -> (u16, ErrorJson) {
             let said = ErrorJson::new(text, "contract", mend);
             (409, ErrorJson { refused: Some(refused), ..said })
         }
-        ControlError::Slice(wrong) => (
-            422,
-            ErrorJson::new(wrong.problem.clone(), wrong.key.clone(), "use a value that fits"),
-        ),
+        ControlError::Slice(wrong) => {
+            (422, ErrorJson::new(wrong.problem.clone(), wrong.key.clone(), "use a value that fits"))
+        }
         ControlError::Host(HostError::Listen { .. }) => {
             (409, told("name", "remove what is at that path, or choose another name"))
         }
@@ -321,11 +320,9 @@ impl RefusedJson {
                 nearest: keys(nearest),
                 ..Self::default()
             },
-            Refusal::Full { max_tenants } => Self {
-                kind: "full".into(),
-                max_slices: Some(*max_tenants),
-                ..Self::default()
-            },
+            Refusal::Full { max_tenants } => {
+                Self { kind: "full".into(), max_slices: Some(*max_tenants), ..Self::default() }
+            }
             Refusal::Invalid(_) => Self { kind: "invalid".into(), ..Self::default() },
         }
     }
@@ -334,7 +331,9 @@ impl RefusedJson {
         let fits: Vec<String> =
             self.nearest.iter().map(|(key, value)| format!("contract.{key} = {value}")).collect();
         match (self.kind.as_str(), fits.is_empty()) {
-            ("full", _) => "remove a slice first, or start the host with a higher max_slices".into(),
+            ("full", _) => {
+                "remove a slice first, or start the host with a higher max_slices".into()
+            }
             (_, true) => "no smaller budget or common lower rate fits: remove a slice first".into(),
             (_, false) => format!("use {}", fits.join(", or ")),
         }

@@ -77,9 +77,8 @@ async fn route(
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match (method.as_str(), parts.as_slice()) {
         ("GET", []) => {
-            let about = |c: &Controller| {
-                Ok(HostJson::new(c.facts(), c.slices().len(), c.promise()))
-            };
+            let about =
+                |c: &Controller| Ok(HostJson::new(c.facts(), c.slices().len(), c.promise()));
             Ok(say(StatusCode::OK, &run(&controller, about).await?))
         }
         ("GET", ["stats"]) => Ok(say(StatusCode::OK, &run(&controller, stats).await?)),

@@ -97,7 +97,8 @@ fn connect(socket: &Path) -> UnixStream {
 
 fn ask(socket: &Path, method: &str, path: &str, body: &[u8]) -> Heard {
     let mut stream = connect(socket);
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head =
+        format!("{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
     // A host that has heard enough may close before it has taken all of it.
     let _ = stream.write_all(&[head.as_bytes(), body].concat());
     hear(&mut stream)
@@ -151,7 +152,10 @@ fn a_slice_comes_changes_and_goes() {
 
     let change = json!({ "contract": { "budget_ms": 1.0, "refresh_hz": "60" } });
     let changed: SliceJson = served.send("PATCH", "/slices/game", &change).json(200);
-    assert_eq!((&changed.contract["budget_ms"], &changed.contract["refresh_hz"]), (&json!(1.0), &json!("60")));
+    assert_eq!(
+        (&changed.contract["budget_ms"], &changed.contract["refresh_hz"]),
+        (&json!(1.0), &json!("60"))
+    );
     assert_eq!(changed.contract["max_job_ms"], 1.0, "other keys stay");
 
     let mut guest = connect(&made.pacer);
@@ -198,7 +202,11 @@ fn a_refusal_says_what_is_short_and_what_fits() {
     let error = served.send("PATCH", "/slices/vr", &more).error(409);
     assert!(error.refused.is_some(), "{error:?}");
     let vr: SliceJson = served.ask("GET", "/slices/vr", b"").json(200);
-    assert_eq!((&vr.contract["budget_ms"], vr.changing), (&json!(2.0), false), "the old one is kept");
+    assert_eq!(
+        (&vr.contract["budget_ms"], vr.changing),
+        (&json!(2.0), false),
+        "the old one is kept"
+    );
 }
 
 #[test]
@@ -264,10 +272,14 @@ fn a_body_that_is_too_long_is_refused_unread() {
     served.ask("POST", "/slices", &vec![b' '; MAX_BODY]).error(400);
     // A length that is only claimed, and chunks that never end.
     let mut stream = connect(&served.socket);
-    stream.write_all(b"POST /slices HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n").unwrap();
+    stream
+        .write_all(b"POST /slices HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n")
+        .unwrap();
     hear(&mut stream).error(413);
     let mut stream = connect(&served.socket);
-    stream.write_all(b"POST /slices HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n").unwrap();
+    stream
+        .write_all(b"POST /slices HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n")
+        .unwrap();
     let chunk = [b"4000\r\n".as_slice(), &[b' '; 0x4000], b"\r\n"].concat();
     while stream.write_all(&chunk).is_ok() {}
     hear(&mut stream).error(413);
@@ -368,7 +380,8 @@ fn arbitrary_bodies_get_an_answer_in_json() {
             // It happened to mean something.
             let made: SliceJson = heard.json(heard.status);
             if method == "POST" {
-                let _: Value = served.ask("DELETE", &format!("/slices/{}", made.name), b"").json(200);
+                let _: Value =
+                    served.ask("DELETE", &format!("/slices/{}", made.name), b"").json(200);
             }
         } else {
             prop_assert!((400..500).contains(&heard.status), "{heard:?}");

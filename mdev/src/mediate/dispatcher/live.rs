@@ -58,6 +58,7 @@ impl Dispatcher {
             Some(place @ None) => {
                 self.vblanks.push(Reverse((link.grid.next_time(), index)));
                 *place = Some(Slice::new(index, link));
+                self.top = self.top.max(usize::from(index) + 1);
                 Ok(())
             }
             _ => Err(Box::new(link)),
@@ -70,7 +71,9 @@ impl Dispatcher {
         self.detach(usize::from(index), now);
         self.wake_posters();
         self.vblanks.retain(|Reverse((_, other))| *other != index);
-        Some(self.slices.get_mut(usize::from(index))?.take()?.link)
+        let slice = self.slices.get_mut(usize::from(index))?.take()?;
+        self.top = self.slices.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
+        Some(slice.link)
     }
 
     /// Begins to change a slice's contract; [`SliceCounters::changing`](super::SliceCounters) is cleared at

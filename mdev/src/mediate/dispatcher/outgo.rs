@@ -163,7 +163,7 @@ impl Dispatcher {
     }
 
     pub(super) fn wake_posters(&mut self) {
-        for slice in self.slices.iter_mut().flatten() {
+        for slice in self.slices[..self.top].iter_mut().flatten() {
             if std::mem::take(&mut slice.posted) {
                 slice.link.poster.signal();
             }

@@ -46,7 +46,8 @@ impl Client {
             .enable_time()
             .build()
             .context("cannot start the client")?;
-        let asked = async { tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await };
+        let asked =
+            async { tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await };
         let (status, answer) = runtime.block_on(asked).map_err(|_| {
             anyhow::anyhow!("{}: no answer within {PATIENCE:?}", self.socket.display())
         })??;
