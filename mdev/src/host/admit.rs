@@ -253,3 +253,111 @@ pub fn admit(config: &HostConfig, caps: GpuCaps) -> Result<Vec<Nanos>, HostError
     let ledger = Ledger::load(config, caps)?;
     Ok(ledger.places.iter().flatten().map(|place| place.phase).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beamline_sched::{Guard, MissAllowance, Period, Sink};
+
+    const BEGIN: Nanos = Nanos::from_secs(1);
+
+    fn ledger() -> Ledger {
+        let text = "run_dir = \"run\"\nmax_slices = 4\n[gpu]\nbackend = \"model\"\n";
+        let config = HostConfig::parse(text, std::path::Path::new("host.toml")).unwrap();
+        Ledger::new(&config, config.caps())
+    }
+
+    fn contract(hz: u64, class: Class, budget_ms: u64) -> Contract {
+        let period = Period::from_hz(hz, 1).unwrap();
+        Contract {
+            period,
+            deadline: period.floor(),
+            budget: Nanos::from_millis(budget_ms),
+            max_job: Nanos::from_millis(1),
+            gap: Nanos::ZERO,
+            jitter: Nanos::ZERO,
+            sink: Sink::Virtual,
+            class,
+            miss: MissAllowance { misses: 0, frames: 1 },
+            late_latch: None,
+            guard: Guard::Deadline,
+            depth: 2,
+            weight: 100,
+        }
+    }
+
+    #[test]
+    fn what_is_freed_is_given_away_once_its_last_frames_are_over() {
+        let mut ledger = ledger();
+        let most = contract(60, Class::Reserved, 12);
+        ledger.admit(0, &most, BEGIN).unwrap();
+        let refused = ledger.admit(1, &most, BEGIN);
+        assert!(matches!(refused, Err(NotNow::Refused(_))), "{refused:?}");
+        ledger.remove(0, BEGIN);
+        assert_eq!((ledger.place(0), ledger.promise().promised_ppm), (None, 0));
+        let Err(NotNow::Busy(until)) = ledger.admit(1, &most, BEGIN) else { panic!("at once") };
+        let after = until.saturating_sub(BEGIN).0;
+        // The last frame's deadline, and three periods at least.
+        assert!((4 * 16_666_666..6 * 16_666_666).contains(&after), "{after}");
+        ledger.admit(1, &most, until).unwrap();
+        // Nobody was promised a frame of an elastic slice.
+        ledger.admit(2, &contract(60, Class::Elastic, 1), until).unwrap();
+        ledger.remove(2, until);
+        ledger.admit(2, &contract(60, Class::Elastic, 1), until).unwrap();
+    }
+
+    #[test]
+    fn a_promise_holds_on_the_way_only_where_both_contracts_fit_together() {
+        let (slow, fast) = (contract(60, Class::Reserved, 10), contract(120, Class::Reserved, 4));
+        let mut ledger = ledger();
+        ledger.admit(0, &slow, BEGIN).unwrap();
+        // 10 ms at 120 Hz is more than there is.
+        let change = ledger.change(0, &fast, BEGIN).unwrap();
+        assert_eq!(
+            change.interim.map(|c| (c.class, c.budget)),
+            Some((Class::Elastic, fast.budget))
+        );
+        assert!(matches!(change.way, Way::Restart(_)));
+        let Err(NotNow::Busy(until)) = ledger.change(0, &slow, BEGIN) else { panic!("at once") };
+        // 4 ms at 120 Hz and less fit.
+        let less = Contract { budget: Nanos::from_millis(3), ..fast };
+        let change = ledger.change(0, &less, until).unwrap();
+        assert_eq!((change.interim, change.way), (None, Way::Stay));
+        assert_eq!(ledger.place(0).map(|place| place.contract), Some(less));
+    }
+
+    #[test]
+    fn a_refused_change_leaves_no_trace() {
+        let mut ledger = ledger();
+        ledger.admit(0, &contract(60, Class::Reserved, 6), BEGIN).unwrap();
+        ledger.admit(1, &contract(60, Class::Reserved, 4), BEGIN).unwrap();
+        let before = (ledger.place(1), ledger.promise());
+        let refused = ledger.change(1, &contract(60, Class::Reserved, 12), BEGIN);
+        assert!(matches!(refused, Err(NotNow::Refused(_))), "{refused:?}");
+        assert_eq!((ledger.place(1), ledger.promise()), before);
+        ledger.change(1, &contract(60, Class::Reserved, 5), BEGIN).unwrap();
+    }
+
+    #[test]
+    fn a_join_asks_for_no_less_than_either() {
+        let latch = |window, budget| {
+            Some(LateLatch {
+                window: Nanos::from_millis(window),
+                budget: Nanos::from_millis(budget),
+            })
+        };
+        let a = Contract { late_latch: latch(4, 1), ..contract(60, Class::Reserved, 3) };
+        let b = Contract { late_latch: latch(2, 2), ..contract(90, Class::Reserved, 2) };
+        for (x, y) in [(a, b), (b, a), (a, contract(60, Class::Reserved, 4))] {
+            let both = join(&x, &y);
+            for one in [x, y] {
+                assert!(both.period.ceil() <= one.period.ceil() && both.budget >= one.budget);
+                assert!(both.main_deadline() <= one.main_deadline());
+                if let Some(l) = one.late_latch {
+                    let j = both.late_latch.unwrap();
+                    assert!(j.window <= l.window && j.budget >= l.budget);
+                }
+            }
+        }
+    }
+}

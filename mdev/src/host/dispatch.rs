@@ -61,7 +61,7 @@ pub(super) enum Control {
 
 /// The dispatcher's end.
 pub(super) struct Requests {
-    requests: Consumer<Control>,
+    queue: Consumer<Control>,
     removed: Producer<(u16, Option<SliceLink>)>,
     answered: EventFd,
 }
@@ -76,11 +76,11 @@ pub(super) struct Link {
 
 /// The way to the dispatcher that `wake` wakes, and back.
 pub(super) fn link(wake: EventFd) -> Result<(Link, Requests), Errno> {
-    let (to, requests) = RingBuffer::new(REQUESTS);
+    let (to, queue) = RingBuffer::new(REQUESTS);
     let (removed, from) = RingBuffer::new(REQUESTS);
     let answered = EventFd::new()?;
     let ours = Link { requests: to, removed: from, answered: answered.clone(), wake };
-    Ok((ours, Requests { requests, removed, answered }))
+    Ok((ours, Requests { queue, removed, answered }))
 }
 
 impl Link {
@@ -203,9 +203,9 @@ pub(super) fn run(
                 let _ = captures.swap_remove(n).1.send(event);
             }
         }
-        let Ok(request) = control.requests.pop() else {
+        let Ok(request) = control.queue.pop() else {
             // A host that is gone wants nothing more.
-            if control.requests.is_abandoned() {
+            if control.queue.is_abandoned() {
                 return Ok(());
             }
             waiter.wait(until)?;

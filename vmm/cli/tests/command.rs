@@ -173,7 +173,7 @@ fn slices_are_looked_at_and_changed_by_command() {
         "128M",
         "refresh_hz=60",
         "budget_ms=1.5",
-        "max_job_ms=1",
+        "max_job_ms=0.3",
     ]);
     assert!(made.contains("128M") && made.contains("game-gpu.sock"), "{made}");
     let list = said(&["slice", "list"]);

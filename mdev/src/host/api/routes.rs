@@ -27,6 +27,8 @@ const BODY_PATIENCE: Duration = Duration::from_secs(5);
 const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 
 type Answer = Response<Full<Bytes>>;
+/// An answer that is not what was asked for.
+type Refused = Box<Answer>;
 
 /// Answers one request; `busy` is set once all of it is there.
 pub(super) async fn answer(
@@ -37,13 +39,13 @@ pub(super) async fn answer(
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let body = match read(request.into_body()).await {
         Ok(body) => body,
-        Err(refused) => return Ok(refused),
+        Err(refused) => return Ok(*refused),
     };
     busy.store(true, Ordering::Relaxed);
-    Ok(route(controller, &method, &path, body).await.unwrap_or_else(|refused| refused))
+    Ok(route(controller, &method, &path, body).await.unwrap_or_else(|refused| *refused))
 }
 
-async fn read(body: Incoming) -> Result<Bytes, Answer> {
+async fn read(body: Incoming) -> Result<Bytes, Refused> {
     let too_long = || {
         let mend = format!("send at most {MAX_BODY} bytes");
         let said = ErrorJson::new("the body is too long", "body", mend);
@@ -73,7 +75,7 @@ async fn route(
     method: &Method,
     path: &str,
     body: Bytes,
-) -> Result<Answer, Answer> {
+) -> Result<Answer, Refused> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match (method.as_str(), parts.as_slice()) {
         ("GET", []) => {
@@ -81,7 +83,9 @@ async fn route(
                 |c: &Controller| Ok(HostJson::new(c.facts(), c.slices().len(), c.promise()));
             Ok(say(StatusCode::OK, &run(&controller, about).await?))
         }
-        ("GET", ["stats"]) => Ok(say(StatusCode::OK, &run(&controller, stats).await?)),
+        ("GET", ["stats"]) => {
+            Ok(say(StatusCode::OK, &run(&controller, |c: &Controller| Ok(stats(c))).await?))
+        }
         ("GET", ["slices"]) => {
             let all = |c: &Controller| {
                 let promise = c.promise();
@@ -187,22 +191,22 @@ fn shown(
     Ok(SliceJson::new(&view?, controller.promise()))
 }
 
-fn stats(controller: &Controller) -> Result<AllStatsJson, ControlError> {
+fn stats(controller: &Controller) -> AllStatsJson {
     let named = |view: SliceView| NamedStatsJson {
         stats: StatsJson::new(&view.stats),
         name: view.config.name,
     };
-    Ok(AllStatsJson {
+    AllStatsJson {
         label: controller.facts().label.to_string(),
         slices: controller.slices().into_iter().map(named).collect(),
-    })
+    }
 }
 
 /// Carries `what` out beside this thread; waits for a change before it, where that ends in time.
 async fn run<T: Send + 'static>(
     controller: &Arc<Controller>,
     what: impl Fn(&Controller) -> Result<T, ControlError> + Clone + Send + 'static,
-) -> Result<T, Answer> {
+) -> Result<T, Refused> {
     let until = Instant::now() + CHANGE_PATIENCE;
     loop {
         let (controller, what) = (Arc::clone(controller), what.clone());
@@ -223,7 +227,7 @@ async fn run<T: Send + 'static>(
 }
 
 /// A body as JSON. What is not JSON is a bad request; JSON that means nothing cannot be processed.
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
     let mut json = serde_json::Deserializer::from_slice(body);
     let read = serde_path_to_error::deserialize(&mut json).map_err(|e| {
         let path = e.path().to_string();
@@ -248,21 +252,21 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
     })
 }
 
-fn wrong(error: SliceError) -> Answer {
+fn wrong(error: SliceError) -> Refused {
     failed(&ControlError::Slice(error))
 }
 
-fn failed(problem: &ControlError) -> Answer {
+fn failed(problem: &ControlError) -> Refused {
     let (status, said) = error(problem);
     refuse(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &said)
 }
 
-fn unheard(what: &str) -> Answer {
+fn unheard(what: &str) -> Refused {
     let said = ErrorJson::new(what, "host", "look at the host's log");
     refuse(StatusCode::INTERNAL_SERVER_ERROR, &said)
 }
 
-fn not_allowed(method: &Method, allowed: &'static str) -> Answer {
+fn not_allowed(method: &Method, allowed: &'static str) -> Refused {
     let said = ErrorJson::new(
         format!("{method} is not what can be done here"),
         "method",
@@ -273,12 +277,12 @@ fn not_allowed(method: &Method, allowed: &'static str) -> Answer {
     answer
 }
 
-fn refuse(status: StatusCode, said: &ErrorJson) -> Answer {
+fn refuse(status: StatusCode, said: &ErrorJson) -> Refused {
     let mut answer = say(status, said);
     if let Some(ms) = said.retry_after_ms {
         answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000)));
     }
-    answer
+    Box::new(answer)
 }
 
 fn say(status: StatusCode, value: &impl Serialize) -> Answer {

@@ -346,7 +346,7 @@ fn the_socket_goes_with_the_host_and_a_dead_one_is_replaced() {
 #[test]
 fn what_is_no_http_ends_its_own_connection() {
     let served = Served::start();
-    for bytes in [b"\x00\xff\r\n\r\n".as_slice(), b"GET\r\n\r\n", &[b'a'; 100_000]] {
+    for bytes in [b"\x00\xff\r\n\r\n".as_slice(), b"GET\r\n\r\n", &b"a".repeat(100_000)] {
         let mut stream = connect(&served.socket);
         let _ = stream.write_all(bytes);
         let mut answer = Vec::new();
