@@ -248,6 +248,7 @@ fn worker(
         index: SliceIndex(0),
         device: device.clone(),
         pacer: Arc::clone(pacer),
+        generation: Generation(0),
         limits: LIMITS,
         display: Display::new(DisplaySettings {
             width: 64,

@@ -1,13 +1,12 @@
 //! The host's configuration: TOML read into raw sections, then validated into types.
 
-use beamline_abi::Nanos;
-use beamline_sched::written::{self, Written};
-use beamline_sched::{Contract, GpuCaps, MissAllowance, PolicyKind, Preemption, UnknownPolicy};
-use serde::Deserialize;
-use std::path::{Path, PathBuf};
+pub mod slice;
 
-/// How late after its vblank a guest may begin where its contract does not say, ms.
-const JITTER_MS: f64 = 1.0;
+use beamline_abi::Nanos;
+use beamline_sched::{GpuCaps, PolicyKind, Preemption, UnknownPolicy, written};
+use serde::Deserialize;
+pub use slice::{Profile, SliceConfig};
+use std::path::{Path, PathBuf};
 
 /// Why a configuration is refused. Every message names the file and the key.
 #[derive(Debug, thiserror::Error)]
@@ -50,17 +49,6 @@ pub enum BackendKind {
     Model,
 }
 
-/// What a slice's vGPU offers beside a display.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Profile {
-    /// Blobs of guest memory and no contexts: an unmodified Linux guest is paced by its flushes.
-    Display,
-    /// Contexts, for guests with a driver of ours.
-    #[default]
-    Render,
-}
-
 /// A validated configuration of one host.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
@@ -92,32 +80,15 @@ pub struct HostConfig {
     pub stamps: Option<PathBuf>,
     /// Folder for each slice's last image, written when the host drains.
     pub images: Option<PathBuf>,
-    /// The slices, at least one.
+    /// Most slices at a time, those that come later included.
+    pub max_slices: usize,
+    /// The slices that the host starts with.
     pub slices: Vec<SliceConfig>,
-}
-
-/// One slice.
-#[derive(Clone, Debug)]
-pub struct SliceConfig {
-    /// Its name: letters, digits, `-` and `_`, unique.
-    pub name: String,
-    /// Scanout width in pixels.
-    pub width: u32,
-    /// Scanout height in pixels.
-    pub height: u32,
-    /// What its vGPU offers.
-    pub profile: Profile,
-    /// GPU memory in bytes.
-    pub memory: u64,
-    /// Bytes of the host's memory for its display: 2D resources and the front image.
-    pub display_memory: u64,
-    /// What it is promised.
-    pub contract: Contract,
 }
 
 impl HostConfig {
     /// Longest socket path that `sockaddr_un` takes.
-    const MAX_SOCKET_PATH: usize = 107;
+    pub const MAX_SOCKET_PATH: usize = 107;
     /// Most slices of one host.
     pub const MAX_SLICES: usize = 64;
 
@@ -145,6 +116,19 @@ impl HostConfig {
             message: e.to_string().trim_end().to_owned(),
         })?;
         Checker { path, dir: path.parent().unwrap_or(Path::new(".")) }.host(raw)
+    }
+
+    /// The socket on which the host is looked at and changed.
+    pub fn control_socket(&self) -> PathBuf {
+        self.run_dir.join("control.sock")
+    }
+
+    /// The longest of these sockets' paths, where it is longer than the system takes, and how long it is.
+    pub fn socket_too_long(&self, slice: &SliceConfig) -> Option<(PathBuf, usize)> {
+        let sockets = [self.pacer_socket(slice), self.gpu_socket(slice)];
+        let longest = sockets.into_iter().max_by_key(|socket| socket.as_os_str().len())?;
+        let len = longest.as_os_str().len();
+        (len > Self::MAX_SOCKET_PATH).then_some((longest, len))
     }
 
     /// The socket of a slice's pacer.
@@ -179,19 +163,19 @@ impl Checker<'_> {
                 format!("{} is out of range; use 1 to 8", raw.gpu.in_flight),
             ));
         }
-        let count = raw.slice.len();
-        if count == 0 || count > HostConfig::MAX_SLICES {
-            return Err(self.bad(
-                "slice",
-                format!(
-                    "there are {count}; a host has 1 to {} [[slice]] sections",
-                    HostConfig::MAX_SLICES
-                ),
-            ));
+        let (count, most) = (raw.slice.len(), raw.max_slices);
+        if !(1..=HostConfig::MAX_SLICES).contains(&most) {
+            let problem = format!("{most} is out of range; use 1 to {}", HostConfig::MAX_SLICES);
+            return Err(self.bad("max_slices", problem));
+        }
+        if count > most {
+            let problem = format!("there are {count}; max_slices is {most}");
+            return Err(self.bad("slice", problem));
         }
         let mut slices: Vec<SliceConfig> = Vec::with_capacity(count);
         for (i, s) in raw.slice.into_iter().enumerate() {
-            let slice = self.slice(i, s)?;
+            let slice =
+                s.read().map_err(|e| self.bad(format!("slice[{i}].{}", e.key), e.problem))?;
             if slices.iter().any(|other| other.name == slice.name) {
                 return Err(self.bad(
                     format!("slice[{i}].name"),
@@ -215,83 +199,17 @@ impl Checker<'_> {
             realtime: raw.cpus.realtime,
             stamps: raw.output.stamps.map(|p| self.dir.join(p)),
             images: raw.output.images.map(|p| self.dir.join(p)),
+            max_slices: most,
             slices,
         };
-        for slice in &config.slices {
-            let socket = config.pacer_socket(slice);
-            let len = socket.as_os_str().len();
-            if len > HostConfig::MAX_SOCKET_PATH {
-                return Err(self.bad("run_dir", format!("the socket path {} has {len} bytes; the system takes {}: choose a shorter folder", socket.display(), HostConfig::MAX_SOCKET_PATH)));
-            }
+        let control = config.control_socket();
+        let long = config.slices.iter().find_map(|slice| config.socket_too_long(slice));
+        let len = control.as_os_str().len();
+        let long = long.or((len > HostConfig::MAX_SOCKET_PATH).then_some((control, len)));
+        if let Some((socket, len)) = long {
+            return Err(self.bad("run_dir", format!("the socket path {} has {len} bytes; the system takes {}: choose a shorter folder", socket.display(), HostConfig::MAX_SOCKET_PATH)));
         }
         Ok(config)
-    }
-
-    fn slice(&self, i: usize, raw: raw::Slice) -> Result<SliceConfig, ConfigError> {
-        let key = |k: &str| format!("slice[{i}].{k}");
-        let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        if raw.name.is_empty() || raw.name.len() > 32 || !raw.name.chars().all(fits) {
-            return Err(self.bad(
-                key("name"),
-                format!("`{}` does not fit; use 1 to 32 letters, digits, `-` or `_`", raw.name),
-            ));
-        }
-        for (k, v) in [("width", raw.width), ("height", raw.height)] {
-            if !(16..=beamline_abi::frame::MAX_IMAGE_SIDE).contains(&v) {
-                return Err(self.bad(
-                    key(k),
-                    format!(
-                        "{v} is out of range; use 16 to {} pixels",
-                        beamline_abi::frame::MAX_IMAGE_SIDE
-                    ),
-                ));
-            }
-        }
-        let memory = self.size(key("memory"), &raw.memory, (1 << 20, "1M"), (1 << 40, "1T"))?;
-        let display_memory = self.size(
-            key("display_memory"),
-            &raw.display_memory,
-            (1 << 20, "1M"),
-            (4 << 30, "4G"),
-        )?;
-        let front = u64::from(raw.width) * u64::from(raw.height) * 4;
-        if display_memory < 2 * front {
-            return Err(self.bad(
-                key("display_memory"),
-                format!(
-                    "`{}` is too little: {} x {} pixels and what is shown of them take {}M",
-                    raw.display_memory,
-                    raw.width,
-                    raw.height,
-                    (2 * front).div_ceil(1 << 20)
-                ),
-            ));
-        }
-        let contract = self.contract(&key("contract"), raw.contract)?;
-        let raw::Slice { name, width, height, profile, .. } = raw;
-        Ok(SliceConfig { name, width, height, profile, memory, display_memory, contract })
-    }
-
-    /// A size between two bounds, which come with how they are written.
-    fn size(
-        &self,
-        key: String,
-        text: &str,
-        (least, low): (u64, &str),
-        (most, high): (u64, &str),
-    ) -> Result<u64, ConfigError> {
-        parse_size(text).filter(|m| (least..=most).contains(m)).ok_or_else(|| {
-            self.bad(key, format!("`{text}` is no size from {low} to {high}, such as 64M"))
-        })
-    }
-
-    fn contract(&self, at: &str, written: Written) -> Result<Contract, ConfigError> {
-        let contract = written
-            .read(JITTER_MS)
-            .map_err(|wrong| self.bad(format!("{at}.{}", wrong.key), wrong.problem))?;
-        // The dispatcher keeps every queued frame, in order, and drops none that is overdue: one that may miss
-        // would hold up one that may not. So every frame is promised, which is more than is asked for.
-        Ok(Contract { miss: MissAllowance { misses: 0, ..contract.miss }, ..contract })
     }
 
     fn millis(&self, key: impl Into<String>, ms: f64) -> Result<Nanos, ConfigError> {
@@ -299,22 +217,10 @@ impl Checker<'_> {
     }
 }
 
-/// `64M`, `1G`, `4096`.
-fn parse_size(text: &str) -> Option<u64> {
-    let text = text.trim();
-    let (digits, shift) = match text.as_bytes().last()? {
-        b'K' => (&text[..text.len() - 1], 10),
-        b'M' => (&text[..text.len() - 1], 20),
-        b'G' => (&text[..text.len() - 1], 30),
-        b'T' => (&text[..text.len() - 1], 40),
-        _ => (text, 0),
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
-}
-
 /// The file as it is written. Unknown keys are refused.
 mod raw {
-    use super::{BackendKind, Profile, Written};
+    use super::slice::WrittenSlice;
+    use super::{BackendKind, HostConfig};
     use serde::Deserialize;
     use std::path::PathBuf;
 
@@ -327,7 +233,10 @@ mod raw {
         pub(super) cpus: Cpus,
         #[serde(default)]
         pub(super) output: Output,
-        pub(super) slice: Vec<Slice>,
+        #[serde(default = "most")]
+        pub(super) max_slices: usize,
+        #[serde(default)]
+        pub(super) slice: Vec<WrittenSlice>,
     }
 
     #[derive(Deserialize)]
@@ -363,30 +272,11 @@ mod raw {
         pub(super) images: Option<PathBuf>,
     }
 
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    pub(super) struct Slice {
-        pub(super) name: String,
-        pub(super) width: u32,
-        pub(super) height: u32,
-        #[serde(default)]
-        pub(super) profile: Profile,
-        #[serde(default = "memory")]
-        pub(super) memory: String,
-        #[serde(default = "display_memory")]
-        pub(super) display_memory: String,
-        pub(super) contract: Written,
-    }
-
     fn beamline() -> String {
         "beamline".into()
     }
-    fn memory() -> String {
-        "64M".into()
-    }
-    /// Three images of 3840 x 2160: two that a guest draws into, and what is shown.
-    fn display_memory() -> String {
-        "128M".into()
+    const fn most() -> usize {
+        HostConfig::MAX_SLICES
     }
     const fn one() -> u8 {
         1
@@ -440,6 +330,31 @@ late_latch = { window_ms = 1.2, budget_ms = 0.6 }
     }
 
     #[test]
+    fn the_example_is_right_and_can_be_promised() {
+        let text = include_str!("../../assets/host.example.toml");
+        let config = HostConfig::parse(text, Path::new("assets/host.example.toml")).unwrap();
+        assert_eq!(config.slices.len(), 3);
+        crate::host::admit(&config, config.caps()).unwrap();
+        // What it shows as a default is one.
+        let key = |line: &str| {
+            let key = line.strip_prefix("# ")?.split_once(" = ")?.0;
+            (!key.contains(' ')).then(|| line.trim_start_matches("# ").to_owned())
+        };
+        let shown: String =
+            text.lines().map(|l| key(l).unwrap_or_else(|| l.to_owned()) + "\n").collect();
+        let shown = HostConfig::parse(&shown, Path::new("assets/host.example.toml")).unwrap();
+        assert_eq!(shown.caps(), config.caps());
+        assert_eq!((shown.max_slices, shown.policy), (config.max_slices, config.policy));
+        assert_eq!(shown.kill_grace, config.kill_grace);
+    }
+
+    #[test]
+    fn a_host_may_start_without_slices() {
+        let config = parse(&GOOD[..GOOD.find("[[slice]]").unwrap()]).unwrap();
+        assert!(config.slices.is_empty());
+    }
+
+    #[test]
     fn says_what_is_wrong_and_where() {
         let cases = [
             (
@@ -469,6 +384,8 @@ late_latch = { window_ms = 1.2, budget_ms = 0.6 }
                 GOOD.replace("height = 288", "height = 2880\ndisplay_memory = \"8M\""),
                 "slice[0].display_memory: `8M` is too little: 512 x 2880 pixels",
             ),
+            (GOOD.replace("run_dir", "max_slices = 0\nrun_dir"), "max_slices"),
+            (GOOD.replace("run_dir", "max_slices = 65\nrun_dir"), "max_slices"),
         ];
         for (text, want) in cases {
             let message = parse(&text).unwrap_err().to_string();

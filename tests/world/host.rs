@@ -1,26 +1,28 @@
 //! The host's threads as steps in a fixed order: workers, dispatcher, posters, until nothing moves.
 
 use super::{WorldError, system, tsc};
-use beamline_abi::{Nanos, SliceId};
+use beamline_abi::{Generation, Nanos, SliceId};
 use beamline_latency::recorder::DEFAULT_CAPACITY;
 use beamline_latency::{Clock, Collector, FakeClock, SliceIndex, Stamp};
 use beamline_mdev::backend::SliceLimits;
 use beamline_mdev::backend::model::{CostModel, ModelGpu, Service};
-use beamline_mdev::config::HostConfig;
+use beamline_mdev::config::{HostConfig, SliceConfig};
 use beamline_mdev::device::eventfd::EventFd;
 use beamline_mdev::device::pacer::{PacerHandle, PacerShared};
 use beamline_mdev::device::virtio::gpu::GpuHandle;
 use beamline_mdev::host;
-use beamline_mdev::mediate::dispatcher::{Dispatcher, SliceCounters, SliceLink};
+use beamline_mdev::host::admit::{Ledger, NotNow, Place};
+use beamline_mdev::mediate::dispatcher::{Change, Dispatcher, SliceCounters, SliceLink};
 use beamline_mdev::mediate::display::Display;
 use beamline_mdev::mediate::message::RING;
 use beamline_mdev::mediate::poster::{Poster, PosterParts};
 use beamline_mdev::mediate::worker::{Turn, Worker, WorkerParts};
 use beamline_mdev::vblank::Grid;
-use beamline_sched::PolicyKind;
+use beamline_sched::{Contract, PolicyKind};
 use rtrb::RingBuffer;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Resource IDs of one context.
 const MAX_RESOURCES: u32 = 256;
@@ -44,6 +46,7 @@ pub(super) struct Slice {
 /// One host and its GPU.
 pub(super) struct Host {
     dispatcher: Dispatcher,
+    ledger: Ledger,
     wake: EventFd,
     pub(super) slices: Vec<Slice>,
     collector: Collector,
@@ -69,29 +72,81 @@ impl Host {
         clock: &FakeClock,
     ) -> Result<Self, WorldError> {
         let caps = config.caps();
-        let phases = host::admit(config, caps).map_err(|e| WorldError::Refused(e.to_string()))?;
+        let refused = |e: host::HostError| WorldError::Refused(e.to_string());
+        let ledger = Ledger::load(config, caps).map_err(refused)?;
         let collector = Collector::new();
         let wake = EventFd::new().map_err(system("make an eventfd"))?;
-        let mut slices = Vec::new();
-        let mut links = Vec::new();
-        for (index, (pacer, gpu)) in handles.into_iter().enumerate() {
-            let parts =
-                Parts { config, index, phase: phases[index], clock, wake: &wake, pacer, gpu };
-            let (slice, link) = parts.wire(&collector)?;
-            slices.push(slice);
-            links.push(link);
-        }
         let service = match config.policy {
             PolicyKind::None => Service::Shared,
             _ => Service::Fifo,
         };
         let gpu = Box::new(ModelGpu::new(service, costs));
-        let jobs = Dispatcher::max_jobs(links.len());
-        let policy = config.policy.build(caps, links.len(), jobs);
+        let most = config.max_slices;
+        let policy = config.policy.build(caps, most, Dispatcher::max_jobs(most));
         let recorder = collector.registry().recorder(DEFAULT_CAPACITY);
-        let dispatcher = Dispatcher::new(policy, gpu, links, config.kill_grace, recorder);
+        let dispatcher = Dispatcher::new(policy, gpu, most, config.kill_grace, recorder);
         let (stamps, next) = (Vec::new(), clock.now());
-        Ok(Self { dispatcher, wake, slices, collector, stamps, steps: 0, next })
+        let slices = Vec::new();
+        let mut host = Self { dispatcher, ledger, wake, slices, collector, stamps, steps: 0, next };
+        for (index, (slice, handles)) in config.slices.iter().zip(handles).enumerate() {
+            let place = host.ledger.place(index as u16);
+            let place = place.ok_or(WorldError::Refused(format!("there is no slice {index}")))?;
+            host.serve(slice, place, clock, clock.now(), handles)?;
+        }
+        Ok(host)
+    }
+
+    /// Joins a slice's functions to the host, at the next place.
+    fn serve(
+        &mut self,
+        slice: &SliceConfig,
+        place: Place,
+        clock: &FakeClock,
+        origin: Nanos,
+        (pacer, gpu): (PacerHandle, GpuHandle),
+    ) -> Result<(), WorldError> {
+        let index = self.slices.len();
+        let wake = &self.wake;
+        let parts = Parts { slice, index, phase: place.phase, origin, clock, wake, pacer, gpu };
+        let (slice, link) = parts.wire(&self.collector)?;
+        self.slices.push(slice);
+        let taken = self.dispatcher.add(index as u16, link);
+        taken.map_err(|_| WorldError::Refused(format!("place {index} is taken")))
+    }
+
+    /// Admits a slice while the others run, as the control socket does.
+    pub(super) fn add(
+        &mut self,
+        slice: &SliceConfig,
+        clock: &FakeClock,
+        origin: Nanos,
+        handles: (PacerHandle, GpuHandle),
+    ) -> Result<(), NotNow> {
+        let place = self.ledger.admit(self.slices.len() as u16, &slice.contract, clock.now())?;
+        self.next = clock.now();
+        self.serve(slice, place, clock, origin, handles).expect("its place is free");
+        Ok(())
+    }
+
+    /// Changes a contract while the others run.
+    pub(super) fn change(
+        &mut self,
+        index: usize,
+        contract: &Contract,
+        now: Nanos,
+    ) -> Result<Change, NotNow> {
+        let change = self.ledger.change(index as u16, contract, now)?;
+        self.slices[index].counters.changing.store(true, Ordering::Release);
+        self.dispatcher.change(index as u16, change);
+        self.next = now;
+        Ok(change)
+    }
+
+    /// Ends a slice while the others run; whether there was one.
+    pub(super) fn remove(&mut self, index: usize, now: Nanos) -> bool {
+        self.ledger.remove(index as u16, now);
+        self.next = now;
+        self.dispatcher.remove(index as u16, now).is_some()
     }
 
     /// Does all that is to be done at `now`, until only time can bring more.
@@ -153,9 +208,10 @@ impl Host {
 
 /// What a slice is made from.
 struct Parts<'a> {
-    config: &'a HostConfig,
+    slice: &'a SliceConfig,
     index: usize,
     phase: Nanos,
+    origin: Nanos,
     clock: &'a FakeClock,
     wake: &'a EventFd,
     pacer: PacerHandle,
@@ -166,7 +222,7 @@ impl Parts<'_> {
     /// Joins worker, dispatcher and poster by rings, as a host does.
     fn wire(self, collector: &Collector) -> Result<(Slice, SliceLink), WorldError> {
         let registry = collector.registry();
-        let slice = &self.config.slices[self.index];
+        let slice = self.slice;
         let index = SliceIndex(self.index as u16);
         let limits = SliceLimits { memory: slice.memory, max_resources: MAX_RESOURCES };
         let (work_in, work) = RingBuffer::new(RING);
@@ -176,11 +232,12 @@ impl Parts<'_> {
         let poster_wake = EventFd::new().map_err(system("make an eventfd"))?;
         let counters = Arc::new(SliceCounters::default());
         let shared = Arc::clone(self.pacer.shared());
-        let origin = self.clock.now();
-        let grid = Grid::new(origin.saturating_add(self.phase), slice.contract.period, origin);
+        let now = self.clock.now();
+        let grid = Grid::new(self.origin, self.phase, slice.contract.period, now);
         let link = SliceLink {
             contract: slice.contract,
             grid,
+            generation: Generation(0),
             limits,
             memory: Arc::clone(self.gpu.memory()),
             work,
@@ -194,6 +251,7 @@ impl Parts<'_> {
             index,
             device: self.gpu,
             pacer: Arc::clone(&shared),
+            generation: Generation(0),
             limits,
             work: work_in,
             recycle: recycle_out,

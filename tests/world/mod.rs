@@ -11,16 +11,18 @@ pub(crate) mod port;
 pub(crate) mod scenario;
 mod tsc;
 
-use beamline_abi::pacer::reg;
+use beamline_abi::pacer::{TimingPage, reg};
 use beamline_abi::{Nanos, Reason};
 use beamline_guest_driver::pacer::host_time;
 use beamline_guest_driver::scene::{Params, Player, SceneError, Stats};
 use beamline_guest_driver::transport::{Gpa, Slot, Transport, Wake, Width};
 use beamline_latency::{Clock, FakeClock, Label, LogWriter, Meta, SliceMeta};
 use beamline_mdev::backend::model::CostModel;
-use beamline_mdev::config::HostConfig;
+use beamline_mdev::config::{HostConfig, SliceConfig};
 use beamline_mdev::device::pci::PciError;
+use beamline_mdev::host::admit::NotNow;
 use beamline_mdev::host::contract_meta;
+use beamline_mdev::mediate::dispatcher::Change;
 use beamline_vfio_user::RegionIndex;
 use guest::{Guest, Habits, State};
 use host::Host;
@@ -110,6 +112,45 @@ impl World {
         }
         let host = Host::new(&config, handles, costs, &clock)?;
         Ok(Self { config, clock, host, guests, seed })
+    }
+
+    /// Adds a slice (a `[[slice]]` section) to the running host, without a guest; its index.
+    pub fn add(&mut self, slice: &str) -> Result<usize, NotNow> {
+        let slice = section(slice);
+        let index = self.config.slices.len();
+        let (port, pacer, gpu) =
+            Port::new(index, host::slice_id(index), &self.clock).expect("a slice can be made");
+        self.host.add(&slice, &self.clock, BEGIN, (pacer, gpu))?;
+        let (player, habits, state) = (None, Habits::default(), State::Absent);
+        self.guests.push(Some(Guest { port, player, habits, state }));
+        self.config.slices.push(slice);
+        Ok(index)
+    }
+
+    /// Gives slice `index` the contract of a `[[slice]]` section.
+    pub fn change(&mut self, index: usize, slice: &str) -> Result<Change, NotNow> {
+        let contract = section(slice).contract;
+        let change = self.host.change(index, &contract, self.clock.now())?;
+        self.config.slices[index].contract = contract;
+        Ok(change)
+    }
+
+    /// Whether a change of slice `index` is not over.
+    pub fn is_changing(&self, index: usize) -> bool {
+        self.host.slices[index].counters.changing.load(Ordering::Acquire)
+    }
+
+    /// Removes slice `index`; its guest's functions go away. Whether there was one.
+    pub fn remove(&mut self, index: usize) -> bool {
+        let removed = self.host.remove(index, self.clock.now());
+        self.kill(index);
+        removed
+    }
+
+    /// The timing page of slice `index`, as its guest reads it.
+    pub fn page(&mut self, index: usize) -> Option<TimingPage> {
+        let Guest { port, player, .. } = self.guests.get_mut(index)?.as_mut()?;
+        player.as_ref()?.pacer().timing(port)
     }
 
     /// Attaches a guest to slice `index` and sets its scene up, while the others run on. `line` is the
@@ -282,6 +323,13 @@ impl World {
         self.host.settle(now)?;
         self.guests.iter_mut().flatten().try_for_each(|guest| guest.notice(now))
     }
+}
+
+/// The slice of a `[[slice]]` section.
+fn section(text: &str) -> SliceConfig {
+    let text = format!("run_dir = \"run\"\n[gpu]\nbackend = \"model\"\n{text}");
+    let config = HostConfig::parse(&text, Path::new("world.toml")).expect("a section is right");
+    config.slices.into_iter().next().expect("there is one section")
 }
 
 /// A guest whose driver is setting up: the driver waits, and meanwhile the world goes on around it.

@@ -1,21 +1,32 @@
 //! The dispatcher's thread: waits for a worker, the GPU, a control request or the next point in time.
 
+use super::control::ControlError;
+use super::{HostError, system};
 use crate::backend::{Event, SliceKey};
 use crate::device::eventfd::EventFd;
-use crate::mediate::dispatcher::Dispatcher;
+use crate::mediate::dispatcher::{Change, Dispatcher, SliceLink};
 use beamline_abi::Nanos;
 use beamline_latency::clock::Clock;
+use rtrb::{Consumer, Producer, RingBuffer};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
 use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::Sender;
 
-/// A request from outside the path.
+/// Requests that wait for the dispatcher at most.
+const REQUESTS: usize = 64;
+/// How long the dispatcher may take to answer one.
+const PATIENCE: Timespec = Timespec { tv_sec: 2, tv_nsec: 0 };
+
+/// A request from outside the path. It comes through a ring, so that taking it neither locks nor allocates.
+#[expect(clippy::large_enum_variant, reason = "a box would have to be freed by the dispatcher")]
 pub(super) enum Control {
     /// Reads back a slice's last presented image. The answer comes as soon as it is there; the sender is
     /// dropped where there is none.
@@ -25,8 +36,97 @@ pub(super) enum Control {
         /// Where the image goes.
         reply: Sender<Event>,
     },
+    /// A slice begins at a free place.
+    Add {
+        /// Which place.
+        index: u16,
+        /// The slice.
+        link: SliceLink,
+    },
+    /// A slice's contract changes, as admission has decided.
+    Change {
+        /// Which slice.
+        index: u16,
+        /// How.
+        change: Change,
+    },
+    /// A slice ends. What is left of it comes back.
+    Remove {
+        /// Which slice.
+        index: u16,
+    },
     /// Ends the thread.
     Stop,
+}
+
+/// The dispatcher's end.
+pub(super) struct Requests {
+    queue: Consumer<Control>,
+    removed: Producer<(u16, Option<SliceLink>)>,
+    answered: EventFd,
+}
+
+/// The control side's end.
+pub(super) struct Link {
+    requests: Producer<Control>,
+    removed: Consumer<(u16, Option<SliceLink>)>,
+    answered: EventFd,
+    wake: EventFd,
+}
+
+/// The way to the dispatcher that `wake` wakes, and back.
+pub(super) fn link(wake: EventFd) -> Result<(Link, Requests), Errno> {
+    let (to, queue) = RingBuffer::new(REQUESTS);
+    let (removed, from) = RingBuffer::new(REQUESTS);
+    let answered = EventFd::new()?;
+    let ours = Link { requests: to, removed: from, answered: answered.clone(), wake };
+    Ok((ours, Requests { queue, removed, answered }))
+}
+
+impl Link {
+    /// Whether the dispatcher would take a request: until one is sent, that stays so.
+    pub(super) fn is_open(&self) -> Result<(), ControlError> {
+        if self.requests.is_abandoned() {
+            Err(ControlError::Ended)
+        } else if self.requests.is_full() {
+            Err(ControlError::Busy { wait: Nanos::from_millis(10) })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Gives the dispatcher a request.
+    pub(super) fn send(&mut self, control: Control) -> Result<(), ControlError> {
+        self.is_open()?;
+        self.requests.push(control).map_err(|_| ControlError::Ended)?;
+        self.wake.signal();
+        Ok(())
+    }
+
+    /// Gives the dispatcher a slice.
+    pub(super) fn add(&mut self, index: u16, link: SliceLink) -> Result<(), HostError> {
+        let sent = self.send(Control::Add { index, link });
+        sent.map_err(|_| system("reach the dispatcher")(io::ErrorKind::BrokenPipe.into()))
+    }
+
+    /// Takes a slice back from the dispatcher: none of its work is on the GPU any more.
+    pub(super) fn remove(&mut self, index: u16) -> Result<Option<SliceLink>, ControlError> {
+        self.send(Control::Remove { index })?;
+        loop {
+            // An answer that nobody waited for any more belongs to another place.
+            while let Ok((other, link)) = self.removed.pop() {
+                if other == index {
+                    return Ok(link);
+                }
+            }
+            let mut fds = [PollFd::new(&self.answered, PollFlags::IN)];
+            match poll(&mut fds, Some(&PATIENCE)) {
+                Ok(0) => return Err(ControlError::Ended),
+                Ok(_) | Err(Errno::INTR) => self.answered.take(),
+                Err(_) => return Err(ControlError::Ended),
+            };
+        }
+    }
 }
 
 /// Everything the thread waits on.
@@ -92,7 +192,7 @@ pub(super) fn run(
     mut dispatcher: Dispatcher,
     mut waiter: Waiter,
     clock: &Arc<dyn Clock>,
-    control: &Receiver<Control>,
+    control: &mut Requests,
 ) -> io::Result<()> {
     let mut captures: Vec<(SliceKey, Sender<Event>)> = Vec::new();
     loop {
@@ -103,19 +203,38 @@ pub(super) fn run(
                 let _ = captures.swap_remove(n).1.send(event);
             }
         }
-        match control.try_recv() {
-            Ok(Control::Capture { slice, reply }) => {
+        let Ok(request) = control.queue.pop() else {
+            // A host that is gone wants nothing more.
+            if control.queue.is_abandoned() {
+                return Ok(());
+            }
+            waiter.wait(until)?;
+            continue;
+        };
+        match request {
+            Control::Capture { slice, reply } => {
                 if let Some(key) = dispatcher.ready(slice)
                     && dispatcher.gpu().capture(key).is_ok()
                 {
                     captures.push((key, reply));
                 }
-                continue;
             }
-            // A host that is gone wants nothing more.
-            Ok(Control::Stop) | Err(TryRecvError::Disconnected) => return Ok(()),
-            Err(TryRecvError::Empty) => {}
+            Control::Add { index, link } => {
+                if dispatcher.add(index, link).is_err() {
+                    tracing::error!(
+                        slice = index,
+                        "the place is taken; the slice gets no schedule"
+                    );
+                }
+            }
+            Control::Change { index, change } => dispatcher.change(index, change),
+            Control::Remove { index } => {
+                captures.retain(|(key, _)| key.index != index);
+                // One answer per request: the ring has room.
+                let _ = control.removed.push((index, dispatcher.remove(index, clock.now())));
+                control.answered.signal();
+            }
+            Control::Stop => return Ok(()),
         }
-        waiter.wait(until)?;
     }
 }

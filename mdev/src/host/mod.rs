@@ -6,38 +6,43 @@
 //! dispatcher ─ one per GPU ◄────────────────┴─ schedule, GPU events, vblanks
 //! poster per slice ◄─ used rings, timing page, interrupts
 //! collector ─ stamps → log                                   (off the path)
+//! api ─ control socket → admission → dispatcher              (off the path)
 //! ```
 
+pub mod admit;
+pub mod api;
 mod collect;
+pub mod control;
 mod dispatch;
-pub(crate) mod scanout;
+pub(crate) mod parts;
 mod slice;
 pub mod threads;
 
-use crate::backend::model::{CostTable, ModelGpu, Service};
-use crate::backend::{Gpu, GpuError, Label};
-use crate::config::{BackendKind, HostConfig};
+use crate::backend::{GpuError, Label};
+use crate::config::HostConfig;
 use crate::device::eventfd::EventFd;
-use crate::mediate::dispatcher::{Dispatcher, SliceCounters};
+use crate::mediate::dispatcher::Dispatcher;
+pub use crate::mediate::display::screen::Image;
+use admit::Ledger;
+pub use admit::admit;
+use api::ApiServer;
 use beamline_abi::Nanos;
 use beamline_latency::clock::{Clock, ClockError, MonotonicClock, TscMap};
 use beamline_latency::log::LogError;
-use beamline_latency::meta::{ContractMeta, Meta, SliceMeta};
+use beamline_latency::meta::{Meta, SliceMeta};
 use beamline_latency::recorder::{Collector, DEFAULT_CAPACITY, Recorder};
-use beamline_sched::{Admission, Class, Contract, GpuCaps, PolicyKind, Refusal, TenantId};
+use beamline_sched::{PolicyKind, Refusal};
 use beamline_vfio_user::server::ListenError;
 use collect::LogThread;
-use dispatch::{Control, Waiter};
-pub use scanout::Image;
-use slice::SliceServer;
+use control::{ControlError, Controller, Facts, Past, Workshop};
+use dispatch::Waiter;
+pub use parts::contract_meta;
+use parts::{awake_cpus, make_folder, make_gpu, write_png};
 pub use slice::display_settings;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Instant;
 use threads::{KeepAwake, Placement, Role};
 
 /// Why a host does not start, or could not finish its work.
@@ -67,6 +72,9 @@ pub enum HostError {
         /// Why.
         source: ListenError,
     },
+    /// The control socket cannot be served.
+    #[error("the control socket: {0}")]
+    Control(ListenError),
     /// A folder or file cannot be made.
     #[error("{path}: {source}")]
     File {
@@ -163,12 +171,10 @@ pub struct Drained {
 /// A running host. Dropping it without [`Host::drain`] ends its threads and removes its sockets, but
 /// leaves no pictures and no log.
 pub struct Host {
-    config: HostConfig,
+    images: Option<PathBuf>,
     ready: Ready,
-    counters: Vec<Arc<SliceCounters>>,
-    slices: Vec<SliceServer>,
-    control: Sender<Control>,
-    wake: EventFd,
+    controller: Arc<Controller>,
+    api: Option<ApiServer>,
     dispatcher: Option<JoinHandle<()>>,
     log: Option<(PathBuf, LogThread)>,
     tsc: Option<TscMap>,
@@ -183,20 +189,23 @@ impl Host {
     /// `model` backend does not use it. When this returns, guests can attach.
     pub fn start(config: HostConfig, renderer: RendererProgram) -> Result<Self, HostError> {
         let caps = config.caps();
-        let phases = admit(&config, caps)?;
+        let ledger = Ledger::load(&config, caps)?;
         let gpu = make_gpu(&config, renderer)?;
-        let (label, description) = (gpu.label(), gpu.describe());
+        let facts = Facts {
+            label: gpu.label(),
+            gpu: gpu.describe(),
+            policy: config.policy,
+            max_slices: config.max_slices,
+        };
         make_folder(&config.run_dir)?;
         let tsc = TscMap::calibrate(CALIBRATION).map_err(HostError::Clock)?;
         let collector = config.stamps.is_some().then(Collector::new);
         let registry = collector.as_ref().map(Collector::registry);
         let recorder =
-            |capacity| registry.as_ref().map_or_else(Recorder::off, |r| r.recorder(capacity));
+            registry.as_ref().map_or_else(Recorder::off, |r| r.recorder(DEFAULT_CAPACITY));
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock);
-        let origin = clock.now();
         let placement = Placement { cpus: config.host_cpus.clone(), realtime: config.realtime };
         let wake = EventFd::new().map_err(|e| system("make an eventfd")(e.into()))?;
-
         let log = match (&config.stamps, collector) {
             (Some(path), Some(collector)) => {
                 let at = |source| HostError::Log { path: path.clone(), source };
@@ -204,92 +213,79 @@ impl Host {
             }
             _ => None,
         };
-        let mut slices = Vec::with_capacity(config.slices.len());
-        let mut links = Vec::with_capacity(config.slices.len());
-        for (index, (slice, phase)) in config.slices.iter().zip(&phases).enumerate() {
-            let parts = slice::Parts {
-                config: &config,
-                slice,
-                index: index as u16,
-                phase: *phase,
-                origin,
-                clock: &clock,
-                tsc,
-                placement: &placement,
-                dispatcher: &wake,
-                recorder: &recorder,
-            };
-            let (server, link) = slice::start(&parts)?;
-            slices.push(server);
-            links.push(link);
-        }
-        let counters = links.iter().map(|l| Arc::clone(&l.counters)).collect();
-        let jobs = Dispatcher::max_jobs(links.len());
-        let policy = config.policy.build(caps, links.len(), jobs);
-        let mut dispatcher =
-            Dispatcher::new(policy, gpu, links, config.kill_grace, recorder(DEFAULT_CAPACITY));
+        let most = config.max_slices;
+        let policy = config.policy.build(caps, most, Dispatcher::max_jobs(most));
+        let mut dispatcher = Dispatcher::new(policy, gpu, most, config.kill_grace, recorder);
         let waiter = Waiter::new(wake.clone(), &mut dispatcher)
             .map_err(system("make the dispatcher's epoll"))?;
-        let (control, requests) = channel();
+        let (link, mut requests) =
+            dispatch::link(wake.clone()).map_err(|e| system("make an eventfd")(e.into()))?;
+        let (images, awake) = (config.images.clone(), awake_cpus(&config));
+        let time = Arc::clone(&clock);
         let thread = placement
             .spawn("dispatcher", Role::Dispatcher, move || {
-                if let Err(error) = dispatch::run(dispatcher, waiter, &clock, &requests) {
+                if let Err(error) = dispatch::run(dispatcher, waiter, &time, &mut requests) {
                     tracing::error!(%error, "the dispatcher cannot wait; the host is of no use any more");
                 }
             })
             .map_err(system("start the dispatcher's thread"))?;
-        let ready = Ready {
-            label,
-            gpu: description,
-            policy: config.policy,
-            slices: ready_slices(&config, &phases),
-        };
-        let awake = if config.keep_awake { awake_cpus(&config) } else { Vec::new() };
         let awake = KeepAwake::start(&awake).map_err(system("start a keep-awake thread"))?;
-        Ok(Self {
-            config,
-            ready,
-            counters,
+        let origin = clock.now();
+        let workshop = Workshop { config, origin, clock, tsc, placement, wake, registry };
+        let ready = |slices| Ready {
+            label: facts.label,
+            gpu: facts.gpu.clone(),
+            policy: facts.policy,
             slices,
-            control,
-            wake,
+        };
+        let ready = ready(Vec::new());
+        let controller = Arc::new(Controller::new(workshop, facts, ledger, link)?);
+        let slices = controller.slices().into_iter().map(|slice| slice.ready).collect();
+        // From here on, dropping it ends everything.
+        let mut host = Self {
+            images,
+            ready: Ready { slices, ..ready },
+            controller,
+            api: None,
             dispatcher: Some(thread),
             log,
             tsc: Some(tsc),
             _awake: awake,
-        })
+        };
+        host.api = Some(ApiServer::start(Arc::clone(&host.controller))?);
+        Ok(host)
     }
 
-    /// What is served where.
+    /// What was served where when the host started.
     pub fn ready(&self) -> &Ready {
         &self.ready
     }
 
+    /// Looks at the host and changes it, as the control socket does.
+    pub fn controller(&self) -> &Arc<Controller> {
+        &self.controller
+    }
+
     /// What each slice has done so far.
     pub fn stats(&self) -> Vec<SliceStats> {
-        let load = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
-        self.config
-            .slices
-            .iter()
-            .zip(&self.counters)
-            .map(|(slice, c)| SliceStats {
-                name: slice.name.clone(),
-                frames: load(&c.shown),
-                late: load(&c.late),
-                jobs: load(&c.jobs),
-                failed: load(&c.failed),
-                busy: Nanos(load(&c.busy)),
-            })
-            .collect()
+        self.controller.slices().into_iter().map(|slice| slice.stats).collect()
+    }
+
+    /// What a slice shows; `None` where there is no such slice, or it shows nothing. Waits for a renderer, for
+    /// two seconds at most.
+    pub fn scanout(&self, slice: &str) -> Option<Image> {
+        self.controller.scanout(slice).ok()
     }
 
     /// Writes each slice's last picture, ends every thread, and closes the log.
     pub fn drain(mut self) -> Drained {
+        // No change comes in between.
+        drop(self.api.take());
         let mut drained = Drained::default();
-        if let Some(folder) = self.config.images.clone() {
+        if let Some(folder) = self.images.clone() {
             self.write_images(&folder, &mut drained);
         }
-        let guests: Vec<_> = self.slices.iter().map(SliceServer::guest_tsc).collect();
+        let slices = self.controller.history();
         let stuck = self.stop();
         if stuck > 0 {
             drained.problems.push(format!(
@@ -297,37 +293,52 @@ impl Host {
             ));
         }
         if let Some((path, log)) = self.log.take()
-            && let Err(error) = log.finish(self.meta(&guests))
+            && let Err(error) = log.finish(self.meta(slices))
         {
             drained.problems.push(format!("{}: {error}", path.display()));
         }
         drained
     }
 
+    fn write_images(&self, folder: &Path, drained: &mut Drained) {
+        if let Err(error) = std::fs::create_dir_all(folder) {
+            drained.problems.push(format!("{}: {error}", folder.display()));
+            return;
+        }
+        for slice in self.controller.slices() {
+            let picture = match self.controller.scanout(&slice.config.name) {
+                Ok(picture) => picture,
+                Err(ControlError::Ended) => return,
+                // No context, or nothing presented: there is no picture, and nothing is wrong.
+                Err(_) => continue,
+            };
+            let path = folder.join(format!("{}.png", slice.config.name));
+            match write_png(&path, &picture) {
+                Ok(()) => drained.images.push(path),
+                Err(error) => drained.problems.push(format!("{}: {error}", path.display())),
+            }
+        }
+    }
+
     /// Ends the threads; how many are held up by a peer.
     fn stop(&mut self) -> usize {
-        self.slices.iter().for_each(SliceServer::ask_to_stop);
-        let deadline = Instant::now() + slice::STOP_PATIENCE;
-        let stuck = self.slices.iter_mut().map(|s| s.join(deadline)).sum();
-        // A dispatcher that has ended already needs no word.
-        let _ = self.control.send(Control::Stop);
-        self.wake.signal();
+        drop(self.api.take());
+        let stuck = self.controller.end();
         if let Some(thread) = self.dispatcher.take() {
             let _ = thread.join();
         }
-        self.slices.clear();
         stuck
     }
 
-    fn meta(&self, guests: &[Option<beamline_latency::clock::GuestTsc>]) -> Meta {
-        let slices = self.config.slices.iter().zip(guests).map(|(s, guest)| SliceMeta {
-            name: s.name.clone(),
-            contract: Some(contract_meta(&s.contract)),
-            guest_tsc: *guest,
+    fn meta(&self, slices: Vec<Past>) -> Meta {
+        let slices = slices.into_iter().map(|slice| SliceMeta {
+            name: slice.name,
+            contract: Some(contract_meta(&slice.contract)),
+            guest_tsc: slice.tsc,
         });
         Meta {
             label: self.ready.label,
-            run: self.config.policy.name().to_owned(),
+            run: self.ready.policy.name().to_owned(),
             slices: slices.collect(),
             tsc: self.tsc.map(|map| map.extend().unwrap_or(map)),
             gpu_clock_err_ns: 0,
@@ -350,115 +361,4 @@ pub struct RendererProgram {
     pub exe: PathBuf,
     /// Its arguments.
     pub args: Vec<std::ffi::OsString>,
-}
-
-/// Asks admission for every slice, tight contracts first, and answers their phases in the configuration's
-/// order. Phases are the `beamline` policy's own lever: other policies run on one common phase.
-pub fn admit(config: &HostConfig, caps: GpuCaps) -> Result<Vec<Nanos>, HostError> {
-    let admission = Admission::new(caps, HostConfig::MAX_SLICES);
-    let mut order: Vec<usize> = (0..config.slices.len()).collect();
-    order.sort_by_key(|&i| {
-        let c = &config.slices[i].contract;
-        (c.class, c.late_latch.is_none(), c.period.floor(), i)
-    });
-    let mut phases = vec![Nanos::ZERO; config.slices.len()];
-    let mut current = Vec::with_capacity(config.slices.len());
-    for i in order {
-        let slice = &config.slices[i];
-        let admitted = admission
-            .try_admit(&current, &slice.contract)
-            .map_err(|refusal| HostError::Refused { slice: slice.name.clone(), refusal })?;
-        current.push((TenantId(i as u16), slice.contract, admitted.phase));
-        if config.policy == PolicyKind::Beamline {
-            phases[i] = admitted.phase;
-        }
-    }
-    Ok(phases)
-}
-
-fn make_gpu(config: &HostConfig, renderer: RendererProgram) -> Result<Box<dyn Gpu>, HostError> {
-    match config.backend {
-        BackendKind::Model => {
-            let service = match config.policy {
-                PolicyKind::None => Service::Shared,
-                _ => Service::Fifo,
-            };
-            Ok(Box::new(ModelGpu::new(service, CostTable::new(MODEL_JOB))))
-        }
-        #[cfg(feature = "wgpu")]
-        BackendKind::Wgpu => {
-            use crate::renderer::Launcher;
-            let cpus = |list: &[usize]| list.iter().map(|&c| c as u32).collect();
-            let launcher = Launcher {
-                exe: renderer.exe,
-                args: renderer.args,
-                render_cpus: cpus(&config.render_cpus),
-                host_cpus: cpus(&config.host_cpus),
-                adapter: config.adapter.clone(),
-                ..Launcher::this_program()
-            };
-            let gpu = crate::backend::wgpu::WgpuGpu::new(launcher).map_err(HostError::Gpu)?;
-            Ok(Box::new(gpu))
-        }
-        #[cfg(not(feature = "wgpu"))]
-        BackendKind::Wgpu => {
-            drop(renderer);
-            Err(HostError::NoWgpu)
-        }
-    }
-}
-
-/// What every job costs on the `model` backend.
-const MODEL_JOB: Nanos = Nanos::from_micros(500);
-
-fn make_folder(path: &Path) -> Result<(), HostError> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| HostError::File { path: path.into(), source })
-}
-
-fn awake_cpus(config: &HostConfig) -> Vec<usize> {
-    let mut cpus: Vec<usize> =
-        config.host_cpus.iter().chain(&config.render_cpus).copied().collect();
-    if cpus.is_empty() {
-        cpus = (0..std::thread::available_parallelism().map_or(1, usize::from)).collect();
-    }
-    cpus.sort_unstable();
-    cpus.dedup();
-    cpus
-}
-
-fn ready_slices(config: &HostConfig, phases: &[Nanos]) -> Vec<ReadySlice> {
-    let ready = |(slice, phase): (&crate::config::SliceConfig, &Nanos)| ReadySlice {
-        name: slice.name.clone(),
-        pacer: config.pacer_socket(slice),
-        gpu: config.gpu_socket(slice),
-        phase: *phase,
-    };
-    config.slices.iter().zip(phases).map(ready).collect()
-}
-
-/// A contract as the log of stamps tells it.
-pub fn contract_meta(c: &Contract) -> ContractMeta {
-    ContractMeta {
-        period_num: c.period.num(),
-        period_den: c.period.den(),
-        deadline_ns: c.deadline.0,
-        budget_ns: c.budget.0,
-        max_job_ns: c.max_job.0,
-        gap_ns: c.gap.0,
-        jitter_ns: c.jitter.0,
-        late_latch_ns: c.late_latch.map_or(0, |l| l.window.0),
-        late_latch_budget_ns: c.late_latch.map_or(0, |l| l.budget.0),
-        paced: c.class != Class::Background,
-        class: match c.class {
-            Class::Reserved => "reserved",
-            Class::Elastic => "elastic",
-            Class::Background => "background",
-        }
-        .to_owned(),
-    }
 }

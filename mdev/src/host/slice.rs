@@ -40,6 +40,8 @@ pub(super) struct Parts<'a> {
     pub(super) config: &'a HostConfig,
     pub(super) slice: &'a SliceConfig,
     pub(super) index: u16,
+    /// Its first life.
+    pub(super) generation: Generation,
     pub(super) phase: Nanos,
     /// Vblank 0 of the host's grid.
     pub(super) origin: Nanos,
@@ -61,13 +63,18 @@ pub(super) struct SliceServer {
 
 impl SliceServer {
     /// What the guest shows without a GPU.
-    pub(super) fn screen(&self) -> &Screen {
+    pub(super) fn screen(&self) -> &Arc<Screen> {
         &self.screen
     }
 
     /// How the guest's TSC runs, as its VMM said.
     pub(super) fn guest_tsc(&self) -> Option<GuestTsc> {
         self.pacer.guest_tsc()
+    }
+
+    /// The slice's latest life.
+    pub(super) fn generation(&self) -> Generation {
+        self.pacer.generation()
     }
 
     /// Tells the threads to end.
@@ -111,7 +118,7 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
     let clock = Arc::clone(parts.clock);
     let pacer_config = PacerConfig {
         slice: slice_id,
-        generation: Generation(0),
+        generation: parts.generation,
         now: Arc::new(move || clock.now()),
     };
     let (pacer, pacer_handle) = Pacer::new(pacer_config).map_err(|e| device(e.to_string()))?;
@@ -131,11 +138,8 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
     let counters = Arc::new(SliceCounters::default());
     let link = SliceLink {
         contract: parts.slice.contract,
-        grid: Grid::new(
-            parts.origin.saturating_add(parts.phase),
-            parts.slice.contract.period,
-            parts.origin,
-        ),
+        grid: Grid::new(parts.origin, parts.phase, parts.slice.contract.period, parts.clock.now()),
+        generation: parts.generation,
         limits,
         memory: Arc::clone(gpu_handle.memory()),
         work,
@@ -148,6 +152,7 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
         index: SliceIndex(parts.index),
         device: gpu_handle.clone(),
         pacer: Arc::clone(&shared),
+        generation: parts.generation,
         limits,
         display,
         work: work_in,

@@ -19,16 +19,18 @@ pub enum Role {
     Worker,
     /// Serves registers.
     Server,
+    /// Serves the control socket.
+    Control,
 }
 
 impl Role {
-    /// `SCHED_FIFO` priority. Registers are served with no deadline.
+    /// `SCHED_FIFO` priority. Registers and the control socket are served with no deadline.
     const fn priority(self) -> Option<i32> {
         match self {
             Self::Dispatcher => Some(30),
             Self::Poster => Some(29),
             Self::Worker => Some(20),
-            Self::Server => None,
+            Self::Server | Self::Control => None,
         }
     }
 }

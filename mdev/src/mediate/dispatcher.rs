@@ -5,7 +5,10 @@
 //! decides. The thread around it (see [`crate::host`]) only waits; a test drives it with a clock of its own.
 
 mod intake;
+mod live;
 mod outgo;
+
+pub use live::{Change, Way};
 
 use super::fence::Slab;
 use super::frames::Frames;
@@ -23,7 +26,7 @@ use rtrb::{Consumer, Producer};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 /// How long a renderer may take to start, or to answer one setup. Looked at when something else wakes the
 /// dispatcher, every vblank at the latest.
@@ -50,6 +53,36 @@ pub struct SliceCounters {
     pub busy: AtomicU64,
     /// Vblanks passed over because the host was late.
     pub skipped_vblanks: AtomicU64,
+    /// A change of its contract is under way: set by who sends it, cleared by the dispatcher.
+    pub changing: AtomicBool,
+    /// A [`Stand`].
+    stand: AtomicU8,
+}
+
+/// How a slice stands, as others may see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stand {
+    /// It waits for a guest to make a context.
+    Waiting = 0,
+    /// Its renderer starts.
+    Starting = 1,
+    /// Its guest can render.
+    Rendering = 2,
+    /// Its renderer is gone; the guest has to make a new context.
+    Lost = 3,
+}
+
+impl SliceCounters {
+    /// How the slice stands.
+    pub fn stand(&self) -> Stand {
+        match self.stand.load(Ordering::Relaxed) {
+            1 => Stand::Starting,
+            2 => Stand::Rendering,
+            3 => Stand::Lost,
+            _ => Stand::Waiting,
+        }
+    }
 }
 
 /// A slice as the dispatcher is given it.
@@ -58,6 +91,8 @@ pub struct SliceLink {
     pub contract: Contract,
     /// Its vblanks.
     pub grid: Grid,
+    /// Its first life: above those of a slice that had its place before.
+    pub generation: Generation,
     /// What its context may use.
     pub limits: SliceLimits,
     /// Guest memory for late-latch reads.
@@ -92,12 +127,50 @@ struct Slice {
     life: Life,
     frames: Frames,
     vblank: u64,
+    /// Jobs of it in the table.
+    jobs: u32,
     /// Setups that the renderer has not answered.
     setups: u32,
     /// Since when it owes an answer to the start or to a setup.
     control_since: Nanos,
     /// Something was posted in this step.
     posted: bool,
+    /// Its contract is changing.
+    change: Option<live::Stage>,
+    /// Its poster has to be told of the contract and the phase.
+    untold: bool,
+    /// The contract that the guest is told of: also while something else holds on the way there.
+    told: Contract,
+}
+
+impl Slice {
+    fn new(index: u16, link: SliceLink) -> Self {
+        Self {
+            key: SliceKey { index, generation: link.generation },
+            life: Life::Detached,
+            frames: Frames::default(),
+            vblank: 0,
+            jobs: 0,
+            setups: 0,
+            control_since: Nanos::ZERO,
+            posted: false,
+            change: None,
+            untold: false,
+            told: link.contract,
+            link,
+        }
+    }
+
+    fn set_life(&mut self, life: Life) {
+        self.life = life;
+        let stand = match life {
+            Life::Detached => Stand::Waiting,
+            Life::Starting(_) => Stand::Starting,
+            Life::Ready => Stand::Rendering,
+            Life::Lost => Stand::Lost,
+        };
+        self.link.counters.stand.store(stand as u8, Ordering::Relaxed);
+    }
 }
 
 /// A job between the worker's ring and its fence.
@@ -106,8 +179,13 @@ pub(super) struct Entry {
     job: Job<Validated>,
     pending: Pending,
     key: JobKey,
+    arrival: Nanos,
     release: Nanos,
     deadline: Nanos,
+    /// The vblank whose budget pays for it.
+    slot: u64,
+    /// Its place in the order of submission.
+    order: u64,
     /// When it was handed to the backend, and when its renderer is killed.
     running: Option<Running>,
 }
@@ -122,8 +200,15 @@ struct Running {
 pub struct Dispatcher {
     policy: Box<dyn Policy>,
     gpu: Box<dyn Gpu>,
-    slices: Vec<Slice>,
+    /// By place. A slice's place is its tenant number.
+    slices: Vec<Option<Slice>>,
+    /// No place from here on has a slice.
+    top: usize,
     jobs: Slab<Entry>,
+    /// Jobs submitted so far.
+    submitted: u64,
+    /// Queued jobs of a slice whose contract changes: order, ticket.
+    requeued: Vec<(u64, Ticket)>,
     setups: Slab<(u16, Pending)>,
     /// Next vblank of every slice, earliest first.
     vblanks: BinaryHeap<Reverse<(Nanos, u16)>>,
@@ -137,42 +222,29 @@ pub struct Dispatcher {
 }
 
 impl Dispatcher {
-    /// A dispatcher for these slices; the index of a slice is its tenant number. Nothing is allocated
-    /// after this. `kill_grace`: how long beyond its `max_job` a job may run before its renderer is killed.
+    /// A dispatcher with room for `max_slices` slices, and none yet; the policy has room for as many tenants
+    /// and [`Dispatcher::max_jobs`]. Nothing is allocated after this. `kill_grace`: how long beyond its
+    /// `max_job` a job may run before its renderer is killed.
     pub fn new(
         policy: Box<dyn Policy>,
         gpu: Box<dyn Gpu>,
-        links: Vec<SliceLink>,
+        max_slices: usize,
         kill_grace: Nanos,
         recorder: Recorder,
     ) -> Self {
-        let max_jobs = Self::max_jobs(links.len());
-        let mut vblanks = BinaryHeap::with_capacity(links.len());
-        let mut slices = Vec::with_capacity(links.len());
-        for (index, link) in links.into_iter().enumerate() {
-            vblanks.push(Reverse((link.grid.next_time(), index as u16)));
-            let key = SliceKey { index: index as u16, generation: Generation(0) };
-            let vblank = 0;
-            slices.push(Slice {
-                link,
-                key,
-                life: Life::Detached,
-                frames: Frames::default(),
-                vblank,
-                setups: 0,
-                control_since: Nanos::ZERO,
-                posted: false,
-            });
-        }
+        let max_jobs = Self::max_jobs(max_slices);
         Self {
             policy,
             gpu,
             jobs: Slab::new(max_jobs),
+            submitted: 0,
+            requeued: Vec::with_capacity(super::message::MAX_QUEUED),
             setups: Slab::new(max_jobs),
-            vblanks,
+            vblanks: BinaryHeap::with_capacity(max_slices),
             running: Vec::with_capacity(max_jobs),
             events: Vec::with_capacity(64),
-            slices,
+            slices: (0..max_slices).map(|_| None).collect(),
+            top: 0,
             kill_grace,
             asked_for: Nanos::MAX,
             recorder,
@@ -191,7 +263,7 @@ impl Dispatcher {
         self.forgive(now.saturating_sub(self.asked_for));
         self.take_gpu_events(now);
         self.emit_vblanks(now);
-        for index in 0..self.slices.len() {
+        for index in 0..self.top {
             self.take_work(index, now);
         }
         self.end_overlong(now);
@@ -211,7 +283,15 @@ impl Dispatcher {
 
     /// The life of a slice that is ready for work.
     pub fn ready(&self, index: u16) -> Option<SliceKey> {
-        self.slices.get(usize::from(index)).filter(|s| s.life == Life::Ready).map(|s| s.key)
+        self.slice(usize::from(index)).filter(|s| s.life == Life::Ready).map(|s| s.key)
+    }
+
+    fn slice(&self, index: usize) -> Option<&Slice> {
+        self.slices.get(index)?.as_ref()
+    }
+
+    fn slice_mut(&mut self, index: usize) -> Option<&mut Slice> {
+        self.slices.get_mut(index)?.as_mut()
     }
 
     /// Images that arrived since the last call.
@@ -226,40 +306,44 @@ impl Dispatcher {
             }
             self.vblanks.pop();
             self.emit_vblank(usize::from(index), now);
-            let next = self.slices[usize::from(index)].link.grid.next_time();
-            self.vblanks.push(Reverse((next, index)));
+            if let Some(slice) = self.slice(usize::from(index)) {
+                let next = slice.link.grid.next_time();
+                self.vblanks.push(Reverse((next, index)));
+            }
         }
     }
 
     fn emit_vblank(&mut self, index: usize, now: Nanos) {
-        let slice = &mut self.slices[index];
+        let Some(slice) = self.slice_mut(index) else { return };
         let Some(due) = slice.link.grid.due(now) else { return };
         let (seq, time) = (due.vblank.seq, due.vblank.time);
-        slice.vblank = seq;
+        let before = std::mem::replace(&mut slice.vblank, seq);
         slice.link.counters.skipped_vblanks.fetch_add(due.skipped, Ordering::Relaxed);
         let (name, generation) = (SliceIndex(index as u16), slice.key.generation);
         let shown = slice.frames.show(time);
-        if matches!(slice.life, Life::Ready | Life::Starting(_)) {
+        let (life, grid, deadline) = (slice.life, slice.link.grid, slice.link.contract.deadline);
+        self.follow_change(index, before, time);
+        if matches!(life, Life::Ready | Life::Starting(_)) {
             // A frame that was posted ahead is paid by its own vblank, also where the host slept over it.
             for seq in seq - due.skipped.min(MAX_RENEWALS)..=seq {
-                let grid = &slice.link.grid;
                 let vblank = Vblank { seq, time: grid.time(seq), next: grid.time(seq + 1) };
                 self.policy.vblank(tenant(index), vblank);
             }
         }
-        if slice.life == Life::Ready {
+        self.requeue(index, now);
+        if life == Life::Ready {
             self.recorder.record(Stamp::tick(name, generation, seq, time, now));
         }
-        if let Some(shown) = shown {
-            self.recorder.record(Stamp::vblank(name, generation, shown.frame, seq, time, now));
-            slice.link.counters.shown.fetch_add(1, Ordering::Relaxed);
-            let due_at =
-                slice.link.grid.time(shown.slot).saturating_add(slice.link.contract.deadline);
+        if let (Some(shown), Some(slice)) = (shown, self.slice(index)) {
+            let counters = &slice.link.counters;
+            counters.shown.fetch_add(1, Ordering::Relaxed);
             // One tick of slack: a deadline of one period is rounded down to whole ns, the grid may not be.
-            if time > due_at.saturating_add(Nanos(1)) {
-                slice.link.counters.late.fetch_add(1, Ordering::Relaxed);
+            if time > grid.time(shown.slot).saturating_add(deadline).saturating_add(Nanos(1)) {
+                counters.late.fetch_add(1, Ordering::Relaxed);
             }
+            self.recorder.record(Stamp::vblank(name, generation, shown.frame, seq, time, now));
         }
+        self.tell_contract(index);
         let presented = shown.map(|s| s.frame);
         self.post(index, Post::Vblank { vblank: due.vblank, presented, generation });
     }
@@ -292,8 +376,8 @@ impl Dispatcher {
 
     /// Ends the renderers that do not start, or do not answer a setup: a shader may take for ever to compile.
     fn end_silent(&mut self, now: Nanos) {
-        for index in 0..self.slices.len() {
-            let slice = &self.slices[index];
+        for index in 0..self.top {
+            let Some(slice) = self.slice(index) else { continue };
             let owes = match slice.life {
                 Life::Starting(_) => true,
                 Life::Ready => slice.setups > 0,

@@ -8,7 +8,7 @@ use crate::device::virtio::gpu::Fence;
 use crate::device::virtio::queue::{Reply, UsedWriter};
 use beamline_abi::virtio_gpu::CONTROL_QUEUE;
 use beamline_abi::{FrameId, Generation, Nanos, Reason};
-use beamline_sched::Vblank;
+use beamline_sched::{Contract, Vblank};
 
 /// Submissions of one slice that may be on their way at once. Rings hold more than this, so that a
 /// message of the path always finds room.
@@ -128,6 +128,13 @@ pub enum Post {
         presented: Option<FrameId>,
         /// The slice's life that it belongs to.
         generation: Generation,
+    },
+    /// The contract has changed, or its vblanks are on their way to another phase.
+    Contract {
+        /// What the slice is promised.
+        contract: Contract,
+        /// Offset of its vblanks from the host's grid, once they are there.
+        phase: Nanos,
     },
     /// The slice's renderer is gone.
     Lost {

@@ -130,6 +130,7 @@ impl Poster {
                     self.hold.vblank(vblank.time);
                     self.release();
                 }
+                Post::Contract { contract, phase } => self.contract(contract, phase),
                 Post::Lost { reason, generation } => self.lost(reason, generation),
             }
         }
@@ -258,6 +259,20 @@ impl Poster {
                 MarkerKind::Vblank => Stamp::guest(*index, generation, marker.id, marker.tsc),
             });
         });
+    }
+
+    /// The page says what holds from the next vblank on, also to a guest that has its vblanks off.
+    fn contract(&mut self, contract: Contract, phase: Nanos) {
+        (self.parts.contract, self.parts.phase) = (contract, phase);
+        let blank = blank(&self.parts);
+        self.page.period_num = blank.period_num;
+        self.page.period_den = blank.period_den;
+        self.page.budget = blank.budget;
+        self.page.phase = blank.phase;
+        self.page.late_latch = blank.late_latch;
+        self.parts.pacer.publish(&self.page);
+        // Where nobody listens, the guest sees it when it next looks at the page.
+        let _ = self.parts.pacer.signal(vector::CONTRACT);
     }
 
     fn lost(&mut self, reason: Reason, generation: Generation) {

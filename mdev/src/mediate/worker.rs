@@ -45,6 +45,8 @@ pub struct WorkerParts {
     pub device: GpuHandle,
     /// Where refusals are shown to the guest.
     pub pacer: Arc<PacerShared>,
+    /// Its first life, as in the dispatcher's link and the pacer.
+    pub generation: Generation,
     /// What its context may use.
     pub limits: SliceLimits,
     /// What it shows without a GPU.
@@ -114,12 +116,12 @@ impl Worker {
             copies: parts.display.settings().allowance(),
             owed: 0,
             spare: Vec::new(),
+            generation: parts.generation,
             parts,
             queues: [None, None],
             epoch: 0,
             features: 0,
             handed: 0,
-            generation: Generation(0),
             context: None,
             resources,
             worked: false,

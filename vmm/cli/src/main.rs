@@ -16,6 +16,7 @@ mod report;
 mod run;
 mod signals;
 mod sim;
+mod slice;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ Examples:
   beamline demo                   three guests on one GPU: alone, fifo, unmediated, beamline
   beamline demo my.toml --json    the same with other guests; the report as JSON on stdout
   beamline host host.toml         schedule a GPU and serve its slices until Ctrl-C
+  beamline slice list             what a running host serves; also create, change, remove
   beamline run vr.toml --check    look for mistakes in a guest's file, start nothing
   beamline run vr.toml            boot that guest on the slices that a host serves
   beamline sim two-tenants --all  every policy on the same frames, simulated
@@ -55,11 +57,14 @@ enum Command {
     /// Schedule one GPU and serve its slices over vfio-user, until SIGINT or SIGTERM
     ///
     /// Prints one JSON object per line on stdout: `ready` with the sockets, `stats` twice a second, and
-    /// `drained` at the end.
+    /// `drained` at the end. Slices are looked at and changed over control.sock in its run_dir: see
+    /// `beamline slice` and docs/control.md.
     Host {
         /// The host's configuration: GPU, CPUs, slices and their contracts
         config: PathBuf,
     },
+    /// Look at a running host's slices, and create, change and remove them
+    Slice(slice::Slice),
     /// Boot one guest, until it ends or SIGINT or SIGTERM comes
     ///
     /// What the guest writes to its serial port goes to stdout.
@@ -114,6 +119,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     output::start_logs();
     match cli.command {
         Command::Host { config } => host::host(&config),
+        Command::Slice(options) => slice::slice(options),
         Command::Run { guest, check } => run::run(&guest, check),
         Command::Demo(options) => demo::demo(&options),
         Command::Doctor { json } => doctor::doctor(json),

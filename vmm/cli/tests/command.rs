@@ -138,9 +138,64 @@ fn check_finds_nothing_wrong_with_a_good_file_and_starts_nothing() {
 fn a_host_serves_until_it_is_told_to_end_and_leaves_no_socket() {
     let folder = folder_with(&[("host.toml", HOST)]);
     let host = Host::start(folder.path());
-    assert_eq!(sockets(folder.path()).len(), 2);
+    assert_eq!(sockets(folder.path()).len(), 3, "pacer, vGPU and control");
     let (code, last) = host.end();
     assert_eq!((code, last.as_str()), (Some(0), r#"{"event":"drained"}"#));
+    assert!(sockets(folder.path()).is_empty());
+}
+
+#[test]
+fn slices_are_looked_at_and_changed_by_command() {
+    let folder = folder_with(&[
+        ("host.toml", HOST),
+        (
+            "game.toml",
+            "width = 256\nheight = 144\n[contract]\nclass = \"reserved\"\nbudget_ms = 9.9\n",
+        ),
+    ]);
+    let said = |arguments: &[&str]| {
+        let out = output(arguments, folder.path());
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(0), "{arguments:?}: {err}");
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let (code, text) = failure(&["slice", "list"], folder.path());
+    assert_eq!(code, Some(2));
+    assert!(text.contains("control.sock") && text.contains("beamline host"), "{text}");
+    let host = Host::start(folder.path());
+    let made = said(&[
+        "slice",
+        "create",
+        "game",
+        "--file",
+        "game.toml",
+        "--memory",
+        "128M",
+        "refresh_hz=60",
+        "budget_ms=1.5",
+        "max_job_ms=0.3",
+    ]);
+    assert!(made.contains("128M") && made.contains("game-gpu.sock"), "{made}");
+    let list = said(&["slice", "list"]);
+    assert!(list.contains("60 Hz reserved, 1.5 ms") && list.contains("vr"), "{list}");
+    let changed = said(&["slice", "change", "game", "budget_ms=1.25", "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&changed).unwrap();
+    assert_eq!(json["contract"]["budget_ms"], 1.25);
+    let (code, text) = failure(&["slice", "change", "game", "budget_ms=15"], folder.path());
+    assert_eq!(code, Some(2));
+    assert!(text.contains("too much") && text.contains("budget_ms ="), "{text}");
+    let out = output(&["slice", "change", "game", "budget_ms=15", "--json"], folder.path());
+    let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((out.status.code(), &json["refused"]["kind"]), (Some(2), &"demand".into()));
+    assert!(said(&["slice", "show", "game"]).contains("1.25"));
+    let (code, text) = failure(&["slice", "scanout", "game"], folder.path());
+    assert_eq!(code, Some(2));
+    assert!(text.contains("presented nothing"), "{text}");
+    said(&["slice", "remove", "game", "--host", "run"]);
+    let (code, text) = failure(&["slice", "show", "game"], folder.path());
+    assert_eq!(code, Some(2));
+    assert!(text.contains("there is no slice `game`"), "{text}");
+    assert_eq!(host.end().0, Some(0));
     assert!(sockets(folder.path()).is_empty());
 }
 

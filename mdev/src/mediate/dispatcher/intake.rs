@@ -1,7 +1,7 @@
 //! Stage 4, schedule: what comes in: the workers' messages and the GPU's events.
 
 use super::outgo::gpu_reason;
-use super::{Dispatcher, Entry, Life, Slice, tenant};
+use super::{Dispatcher, Entry, Life, SliceLink, tenant};
 use crate::backend::{Event, SliceKey};
 use crate::mediate::frames::{FrameJob, Pace};
 use crate::mediate::job::{Job, Validated};
@@ -16,7 +16,8 @@ impl Dispatcher {
     pub(super) fn take_work(&mut self, index: usize, now: Nanos) {
         // Bounded: no worker can hold the dispatcher here.
         for _ in 0..RING {
-            let Ok(work) = self.slices[index].link.work.pop() else { return };
+            let Some(slice) = self.slice_mut(index) else { return };
+            let Ok(work) = slice.link.work.pop() else { return };
             match work {
                 Work::Attach { generation, pending } => {
                     self.attach(index, generation, pending, now);
@@ -33,12 +34,12 @@ impl Dispatcher {
     fn attach(&mut self, index: usize, generation: Generation, pending: Pending, now: Nanos) {
         // A worker ends one life before it begins the next; this only makes sure of it.
         self.detach(index, now);
-        let slice = &mut self.slices[index];
+        let Some(slice) = self.slices.get_mut(index).and_then(Option::as_mut) else { return };
         slice.key.generation = generation;
         slice.frames.clear();
         match self.gpu.attach(slice.key, slice.link.limits) {
             Ok(()) => {
-                slice.life = Life::Starting(pending);
+                slice.set_life(Life::Starting(pending));
                 slice.control_since = now;
                 self.policy.admit(tenant(index), &slice.link.contract);
                 // So that the scheduler knows the next release from the first frame on.
@@ -48,14 +49,15 @@ impl Dispatcher {
             }
             Err(error) => {
                 tracing::debug!(slice = index, %error, "the renderer does not start");
-                slice.life = Life::Detached;
+                slice.set_life(Life::Detached);
                 self.complete(index, pending, Err(Reason::DeviceLost));
             }
         }
     }
 
-    fn detach(&mut self, index: usize, now: Nanos) {
-        match self.slices[index].life {
+    pub(super) fn detach(&mut self, index: usize, now: Nanos) {
+        let Some(life) = self.slice(index).map(|slice| slice.life) else { return };
+        match life {
             Life::Detached => return,
             Life::Starting(pending) => {
                 self.complete(index, pending, Err(Reason::Draining));
@@ -65,39 +67,42 @@ impl Dispatcher {
             Life::Lost => {}
         }
         self.policy.remove(tenant(index));
-        self.gpu.detach(self.slices[index].key);
-        self.slices[index].life = Life::Detached;
+        if let Some(slice) = self.slices.get_mut(index).and_then(Option::as_mut) {
+            self.gpu.detach(slice.key);
+            slice.set_life(Life::Detached);
+        }
     }
 
     fn setup(&mut self, index: usize, job: Job<Validated>, pending: Pending, now: Nanos) {
-        let key = self.slices[index].key;
-        let life = self.slices[index].life;
-        // A renderer that starts keeps its orders.
-        let result = if matches!(life, Life::Ready | Life::Starting(_)) {
-            match self.setups.insert((index as u16, pending)) {
-                Some(token) => match self.gpu.configure(key, u64::from(token), job.bytes()) {
-                    Ok(()) => {
-                        let slice = &mut self.slices[index];
-                        if slice.setups == 0 && life == Life::Ready {
-                            slice.control_since = now;
-                        }
-                        slice.setups += 1;
-                        Ok(())
-                    }
-                    Err(error) => {
-                        self.setups.remove(token);
-                        Err(gpu_reason(&error))
-                    }
-                },
-                None => Err(Reason::Quota),
-            }
-        } else {
-            Err(Reason::DeviceLost)
-        };
+        let result = self.configure(index, &job, pending, now);
         self.recycle(index, job);
         if result.is_err() {
             self.complete(index, pending, result);
         }
+    }
+
+    fn configure(
+        &mut self,
+        index: usize,
+        job: &Job<Validated>,
+        pending: Pending,
+        now: Nanos,
+    ) -> Result<(), Reason> {
+        let slice = self.slices.get_mut(index).and_then(Option::as_mut);
+        // A renderer that starts keeps its orders.
+        let slice = slice
+            .filter(|slice| matches!(slice.life, Life::Ready | Life::Starting(_)))
+            .ok_or(Reason::DeviceLost)?;
+        let token = self.setups.insert((index as u16, pending)).ok_or(Reason::Quota)?;
+        if let Err(error) = self.gpu.configure(slice.key, u64::from(token), job.bytes()) {
+            self.setups.remove(token);
+            return Err(gpu_reason(&error));
+        }
+        if slice.setups == 0 && slice.life == Life::Ready {
+            slice.control_since = now;
+        }
+        slice.setups += 1;
+        Ok(())
     }
 
     fn submit(
@@ -108,62 +113,51 @@ impl Dispatcher {
         arrival: Nanos,
         now: Nanos,
     ) {
-        let key = self.key(index, &job.meta().header);
+        let Some(slice) = self.slice(index) else { return };
+        let key = key(slice.key, &job.meta().header);
         match self.place(index, &job) {
             Ok((slot, release, deadline)) => {
+                let order = self.submitted;
+                self.submitted += 1;
                 let entry = Entry {
                     slice: index as u16,
                     job,
                     pending,
                     key,
+                    arrival,
                     release,
                     deadline,
+                    slot,
+                    order,
                     running: None,
                 };
+                let spec = entry.spec(Ticket(0));
                 let ticket = match self.jobs.insert(entry) {
                     Some(n) => Ticket(n),
                     // The workers' own limit is below the slab's size, so this is a host defect, not a guest's.
                     None => return,
                 };
-                let spec = JobSpec {
-                    ticket,
-                    tenant: tenant(index),
-                    frame: key.frame,
-                    job: key.job,
-                    jobs: key.jobs,
-                    late_latch: key.late_latch,
-                    arrival,
-                    release,
-                    deadline,
-                    slot,
-                };
-                if self.policy.submit(spec).is_err() {
+                if let Some(slice) = self.slice_mut(index) {
+                    slice.jobs += 1;
+                }
+                if self.policy.submit(JobSpec { ticket, ..spec }).is_err() {
                     self.finish(ticket, now, now, Err(Reason::Quota));
                 }
             }
             Err(reason) => {
                 self.recorder.record(Stamp::failed(key, now, reason));
                 self.recycle(index, job);
-                self.slices[index].link.counters.failed.fetch_add(1, Ordering::Relaxed);
+                if let Some(slice) = self.slice(index) {
+                    slice.link.counters.failed.fetch_add(1, Ordering::Relaxed);
+                }
                 self.complete(index, pending, Err(reason));
             }
         }
     }
 
-    fn key(&self, index: usize, header: &SubmitHeader) -> JobKey {
-        JobKey {
-            slice: SliceIndex(index as u16),
-            generation: self.slices[index].key.generation,
-            frame: header.frame,
-            job: header.job,
-            jobs: header.jobs,
-            late_latch: header.flags & submit_flag::LATE_LATCH != 0,
-        }
-    }
-
     /// The vblank, the earliest start and the deadline of a job.
     fn place(&mut self, index: usize, job: &Job<Validated>) -> Result<(u64, Nanos, Nanos), Reason> {
-        let slice = &mut self.slices[index];
+        let slice = self.slice_mut(index).ok_or(Reason::DeviceLost)?;
         match slice.life {
             Life::Ready => {}
             Life::Lost => return Err(Reason::DeviceLost),
@@ -180,15 +174,8 @@ impl Dispatcher {
         let SubmitHeader { frame, job: place, jobs, .. } = *header;
         let part = FrameJob { frame, job: place, jobs, presents: job.meta().presents };
         let slot = slice.frames.place(part, slice.vblank, pace)?;
-        if background {
-            return Ok((slot, Nanos::ZERO, Nanos::MAX));
-        }
-        let start = slice.link.grid.time(slot);
-        let due = start.saturating_add(contract.deadline);
-        Ok(match contract.late_latch {
-            Some(l) if late_latch => (slot, due.saturating_sub(l.window), due),
-            _ => (slot, start, start.saturating_add(contract.main_deadline())),
-        })
+        let (release, deadline) = slice.link.bounds(slot, late_latch);
+        Ok((slot, release, deadline))
     }
 
     pub(super) fn take_gpu_events(&mut self, now: Nanos) {
@@ -201,40 +188,43 @@ impl Dispatcher {
     }
 
     fn gpu_event(&mut self, event: Event, now: Nanos) {
-        let current = |slices: &[Slice], key: SliceKey| {
-            slices.get(usize::from(key.index)).is_some_and(|s| s.key == key)
-        };
+        let index = usize::from(event.slice().index);
+        let current = self.slice(index).is_some_and(|slice| slice.key == event.slice());
         match event {
-            Event::Ready { slice, .. } if current(&self.slices, slice) => {
-                let index = usize::from(slice.index);
-                if let Life::Starting(pending) = self.slices[index].life {
-                    self.slices[index].life = Life::Ready;
+            Event::Ready { .. } if current => {
+                if let Some(slice) = self.slice_mut(index)
+                    && let Life::Starting(pending) = slice.life
+                {
+                    slice.set_life(Life::Ready);
                     self.complete(index, pending, Ok(()));
                 }
             }
-            Event::Configured { slice, token, result } if current(&self.slices, slice) => {
+            Event::Configured { token, result, .. } if current => {
                 let entry = u32::try_from(token).ok().and_then(|t| self.setups.remove(t));
-                if let Some((index, pending)) = entry {
-                    let owner = &mut self.slices[usize::from(index)];
-                    (owner.setups, owner.control_since) = (owner.setups.saturating_sub(1), now);
-                    self.complete(usize::from(index), pending, result);
+                if let Some((owner, pending)) = entry {
+                    let owner = usize::from(owner);
+                    if let Some(slice) = self.slice_mut(owner) {
+                        (slice.setups, slice.control_since) = (slice.setups.saturating_sub(1), now);
+                    }
+                    self.complete(owner, pending, result);
                 }
             }
             Event::Done { slice, ticket, gpu_start, gpu_end, busy, estimated, result }
-                if current(&self.slices, slice) =>
+                if current =>
             {
                 let Some(entry) = self.jobs.get(ticket.0).filter(|e| e.slice == slice.index) else {
                     return;
                 };
                 self.recorder.record(Stamp::gpu(entry.key, gpu_start, gpu_end, busy, estimated));
-                let counters = &self.slices[usize::from(slice.index)].link.counters;
-                counters.busy.fetch_add(busy.0, Ordering::Relaxed);
+                if let Some(slice) = self.slice(index) {
+                    slice.link.counters.busy.fetch_add(busy.0, Ordering::Relaxed);
+                }
                 self.policy.complete(now, ticket, busy);
                 self.finish(ticket, now, gpu_end, result);
             }
-            Event::Lost { slice, reason } if current(&self.slices, slice) => {
-                tracing::info!(slice = slice.index, reason, "the renderer is gone");
-                self.lose(usize::from(slice.index), now, Reason::DeviceLost);
+            Event::Lost { reason, .. } if current => {
+                tracing::info!(slice = index, reason, "the renderer is gone");
+                self.lose(index, now, Reason::DeviceLost);
             }
             image @ Event::Image { .. } => self.captures.push(image),
             // What belongs to an earlier life of the slice.
@@ -243,5 +233,49 @@ impl Dispatcher {
             | Event::Done { .. }
             | Event::Lost { .. } => {}
         }
+    }
+}
+
+impl Entry {
+    /// The job as the policy sees it.
+    pub(super) fn spec(&self, ticket: Ticket) -> JobSpec {
+        JobSpec {
+            ticket,
+            tenant: tenant(usize::from(self.slice)),
+            frame: self.key.frame,
+            job: self.key.job,
+            jobs: self.key.jobs,
+            late_latch: self.key.late_latch,
+            arrival: self.arrival,
+            release: self.release,
+            deadline: self.deadline,
+            slot: self.slot,
+        }
+    }
+}
+
+impl SliceLink {
+    /// The earliest start and the deadline of a job whose frame belongs to vblank `slot`.
+    pub(super) fn bounds(&self, slot: u64, late_latch: bool) -> (Nanos, Nanos) {
+        if self.contract.class == Class::Background {
+            return (Nanos::ZERO, Nanos::MAX);
+        }
+        let start = self.grid.time(slot);
+        let due = start.saturating_add(self.contract.deadline);
+        match self.contract.late_latch {
+            Some(l) if late_latch => (due.saturating_sub(l.window), due),
+            _ => (start, start.saturating_add(self.contract.main_deadline())),
+        }
+    }
+}
+
+fn key(slice: SliceKey, header: &SubmitHeader) -> JobKey {
+    JobKey {
+        slice: SliceIndex(slice.index),
+        generation: slice.generation,
+        frame: header.frame,
+        job: header.job,
+        jobs: header.jobs,
+        late_latch: header.flags & submit_flag::LATE_LATCH != 0,
     }
 }

@@ -26,7 +26,7 @@ impl Dispatcher {
 
     fn run(&mut self, ticket: Ticket, expected: Nanos, now: Nanos) {
         let Some(entry) = self.jobs.get_mut(ticket.0) else { return };
-        let slice = &self.slices[usize::from(entry.slice)];
+        let Some(Some(slice)) = self.slices.get(usize::from(entry.slice)) else { return };
         let key = slice.key;
         let mut latched = [NO_LATCH; MAX_LATCHES];
         let result = match latch(&slice.link.memory, entry.job.meta(), &mut latched) {
@@ -83,31 +83,38 @@ impl Dispatcher {
             Ok(()) => Stamp::fence(entry.key, now),
             Err(reason) => Stamp::failed(entry.key, now, reason),
         });
-        let slice = &mut self.slices[index];
-        slice.frames.job_done(entry.key.frame, result.is_ok(), ended);
-        let counters = &slice.link.counters;
-        let counter = if result.is_ok() { &counters.jobs } else { &counters.failed };
-        counter.fetch_add(1, Ordering::Relaxed);
+        if let Some(slice) = self.slice_mut(index) {
+            slice.jobs = slice.jobs.saturating_sub(1);
+            slice.frames.job_done(entry.key.frame, result.is_ok(), ended);
+            let counters = &slice.link.counters;
+            let counter = if result.is_ok() { &counters.jobs } else { &counters.failed };
+            counter.fetch_add(1, Ordering::Relaxed);
+        }
         self.recycle(index, entry.job);
         self.complete(index, entry.pending, result);
     }
 
     /// The slice's renderer is gone, or has to go.
     pub(super) fn lose(&mut self, index: usize, now: Nanos, reason: Reason) {
-        if let Life::Starting(pending) = self.slices[index].life {
+        if let Some(Life::Starting(pending)) = self.slice(index).map(|slice| slice.life) {
             self.complete(index, pending, Err(reason));
         }
         self.fail_all(index, now, reason);
-        self.gpu.detach(self.slices[index].key);
-        self.slices[index].life = Life::Lost;
-        let generation = self.slices[index].key.generation;
+        let Some(slice) = self.slices.get_mut(index).and_then(Option::as_mut) else { return };
+        self.gpu.detach(slice.key);
+        slice.set_life(Life::Lost);
+        let generation = slice.key.generation;
         self.post(index, Post::Lost { reason, generation });
     }
 
-    /// Ends every job and setup of a slice.
+    /// Ends every job and setup of a slice. The tables have room for all slices and are looked through only
+    /// as far as this one has something in them.
     pub(super) fn fail_all(&mut self, index: usize, now: Nanos, reason: Reason) {
         self.policy.drop_jobs(tenant(index));
         for n in 0..self.jobs.capacity() {
+            if self.slice(index).is_none_or(|slice| slice.jobs == 0) {
+                break;
+            }
             let Some(entry) = self.jobs.get(n).filter(|e| usize::from(e.slice) == index) else {
                 continue;
             };
@@ -117,33 +124,47 @@ impl Dispatcher {
             self.finish(Ticket(n), now, now, Err(reason));
         }
         for n in 0..self.setups.capacity() {
+            if self.slice(index).is_none_or(|slice| slice.setups == 0) {
+                break;
+            }
             if self.setups.get(n).is_some_and(|(owner, _)| usize::from(*owner) == index)
                 && let Some((_, pending)) = self.setups.remove(n)
             {
+                if let Some(slice) = self.slice_mut(index) {
+                    slice.setups -= 1;
+                }
                 self.complete(index, pending, Err(reason));
             }
         }
-        self.slices[index].setups = 0;
-        self.slices[index].frames.clear();
-    }
-
-    pub(super) fn complete(&mut self, index: usize, pending: Pending, result: Result<(), Reason>) {
-        self.slices[index].link.counters.queued.fetch_sub(1, Ordering::Release);
-        self.post(index, Post::Complete { pending, result });
-    }
-
-    pub(super) fn post(&mut self, index: usize, post: Post) {
-        let slice = &mut self.slices[index];
-        // A poster that is held up by its peer loses vblanks first; completions have room set aside,
-        // because no more than MAX_QUEUED of them can be on their way.
-        let spare = if matches!(post, Post::Vblank { .. }) { 2 * MAX_QUEUED } else { 0 };
-        if slice.link.post.slots() > spare && slice.link.post.push(post).is_ok() {
-            slice.posted = true;
+        if let Some(slice) = self.slice_mut(index) {
+            slice.frames.clear();
         }
     }
 
+    pub(super) fn complete(&mut self, index: usize, pending: Pending, result: Result<(), Reason>) {
+        if let Some(slice) = self.slice(index) {
+            slice.link.counters.queued.fetch_sub(1, Ordering::Release);
+        }
+        self.post(index, Post::Complete { pending, result });
+    }
+
+    /// Whether the poster was given it.
+    pub(super) fn post(&mut self, index: usize, post: Post) -> bool {
+        let Some(slice) = self.slice_mut(index) else { return false };
+        // A poster that is held up by its peer loses vblanks first; completions have room set aside,
+        // because no more than MAX_QUEUED of them can be on their way. What it has to know of its contract
+        // is told again.
+        let spare = match post {
+            Post::Vblank { .. } | Post::Contract { .. } => 2 * MAX_QUEUED,
+            Post::Complete { .. } | Post::Lost { .. } => 0,
+        };
+        let taken = slice.link.post.slots() > spare && slice.link.post.push(post).is_ok();
+        slice.posted |= taken;
+        taken
+    }
+
     pub(super) fn wake_posters(&mut self) {
-        for slice in &mut self.slices {
+        for slice in self.slices[..self.top].iter_mut().flatten() {
             if std::mem::take(&mut slice.posted) {
                 slice.link.poster.signal();
             }
@@ -152,7 +173,9 @@ impl Dispatcher {
 
     pub(super) fn recycle(&mut self, index: usize, job: Job<Validated>) {
         // Where the worker's ring is full the buffer is freed; that costs time, never memory.
-        let _ = self.slices[index].link.recycle.push(job.into_buffer());
+        if let Some(slice) = self.slice_mut(index) {
+            let _ = slice.link.recycle.push(job.into_buffer());
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! The socket file that clients connect to.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -110,6 +110,13 @@ impl Listener {
             }
         }
         Ok(())
+    }
+}
+
+/// For who waits for clients in a way of their own.
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

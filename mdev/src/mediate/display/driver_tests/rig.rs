@@ -5,7 +5,7 @@ use crate::config::HostConfig;
 use crate::device::eventfd::EventFd;
 use crate::device::pacer::{Pacer, PacerConfig};
 use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
-use crate::host::{display_settings, scanout::write_png};
+use crate::host::{display_settings, parts::write_png};
 use crate::mediate::dispatcher::SliceCounters;
 use crate::mediate::display::Display;
 use crate::mediate::display::screen::{Image, Screen};
@@ -117,6 +117,7 @@ impl Rig {
             index: SliceIndex(0),
             device: handle.clone(),
             pacer: Arc::clone(pacer_handle.shared()),
+            generation: Generation(0),
             limits,
             display,
             work: work_in,
@@ -327,10 +328,10 @@ impl Rig {
 
     /// The picture, by way of a PNG file.
     pub(super) fn png(&self) -> Image {
-        let Image { width, height, rgba } = self.screen.image().unwrap();
+        let image = self.screen.image().unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("desktop.png");
-        write_png(&path, width, height, &rgba).unwrap();
+        write_png(&path, &image).unwrap();
         let file = std::io::BufReader::new(std::fs::File::open(path).unwrap());
         let mut reader = png::Decoder::new(file).read_info().unwrap();
         let mut rgba = vec![0; reader.output_buffer_size().unwrap()];

@@ -1,0 +1,304 @@
+//! What each request asks for: from a path, a method and a body to an answer.
+
+use super::MAX_BODY;
+use super::json::{
+    AllStatsJson, ErrorJson, HostJson, NamedStatsJson, SliceJson, SlicesJson, StatsJson, error,
+};
+use crate::config::slice::{SliceError, WrittenSlice, contract, written};
+use crate::host::control::{ControlError, Controller, SliceView};
+use crate::host::parts::encode_png;
+use beamline_sched::Contract;
+use beamline_sched::written::Written;
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Bytes, Incoming};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Method, Request, Response, StatusCode};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a peer may take to send its body.
+const BODY_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a request waits for a change before it.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
+
+type Answer = Response<Full<Bytes>>;
+/// An answer that is not what was asked for.
+type Refused = Box<Answer>;
+
+/// Answers one request; `busy` is set once all of it is there.
+pub(super) async fn answer(
+    controller: Arc<Controller>,
+    request: Request<Incoming>,
+    busy: Arc<AtomicBool>,
+) -> Result<Answer, Infallible> {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let body = match read(request.into_body()).await {
+        Ok(body) => body,
+        Err(refused) => return Ok(*refused),
+    };
+    busy.store(true, Ordering::Relaxed);
+    Ok(route(controller, &method, &path, body).await.unwrap_or_else(|refused| *refused))
+}
+
+async fn read(body: Incoming) -> Result<Bytes, Refused> {
+    let too_long = || {
+        let mend = format!("send at most {MAX_BODY} bytes");
+        let said = ErrorJson::new("the body is too long", "body", mend);
+        refuse(StatusCode::PAYLOAD_TOO_LARGE, &said)
+    };
+    if body.size_hint().lower() > MAX_BODY as u64 {
+        return Err(too_long());
+    }
+    let limited = Limited::new(body, MAX_BODY).collect();
+    match tokio::time::timeout(BODY_PATIENCE, limited).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_long()),
+        Ok(Err(e)) => Err(refuse(
+            StatusCode::BAD_REQUEST,
+            &ErrorJson::new(format!("the body breaks off: {e}"), "body", "send all of it"),
+        )),
+        Err(_) => Err(refuse(
+            StatusCode::REQUEST_TIMEOUT,
+            &ErrorJson::new("the body does not come", "body", "send it within 5 s"),
+        )),
+    }
+}
+
+/// An error is an answer too.
+async fn route(
+    controller: Arc<Controller>,
+    method: &Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Answer, Refused> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    match (method.as_str(), parts.as_slice()) {
+        ("GET", []) => {
+            let about =
+                |c: &Controller| Ok(HostJson::new(c.facts(), c.slices().len(), c.promise()));
+            Ok(say(StatusCode::OK, &run(&controller, about).await?))
+        }
+        ("GET", ["stats"]) => {
+            Ok(say(StatusCode::OK, &run(&controller, |c: &Controller| Ok(stats(c))).await?))
+        }
+        ("GET", ["slices"]) => {
+            let all = |c: &Controller| {
+                let promise = c.promise();
+                let slices = c.slices().iter().map(|s| SliceJson::new(s, promise)).collect();
+                Ok(SlicesJson { slices })
+            };
+            Ok(say(StatusCode::OK, &run(&controller, all).await?))
+        }
+        ("POST", ["slices"]) => {
+            let slice = parse::<WrittenSlice>(&body)?.read().map_err(wrong)?;
+            let create = move |c: &Controller| shown(c, c.create(slice.clone()));
+            Ok(say(StatusCode::CREATED, &run(&controller, create).await?))
+        }
+        ("GET", ["slices", name]) => {
+            let name = (*name).to_owned();
+            let get = move |c: &Controller| shown(c, c.slice(&name));
+            Ok(say(StatusCode::OK, &run(&controller, get).await?))
+        }
+        ("PATCH", ["slices", name]) => {
+            let patch = parse::<Patch>(&body)?;
+            let name = (*name).to_owned();
+            let change = move |c: &Controller| shown(c, c.change(&name, |old| patch.apply(old)));
+            Ok(say(StatusCode::OK, &run(&controller, change).await?))
+        }
+        ("DELETE", ["slices", name]) => {
+            let name = (*name).to_owned();
+            let gone = Gone { removed: name.clone() };
+            run(&controller, move |c: &Controller| c.remove(&name)).await?;
+            Ok(say(StatusCode::OK, &gone))
+        }
+        ("GET", ["slices", name, "scanout.png"]) => {
+            let name = (*name).to_owned();
+            let png = move |c: &Controller| {
+                let mut png = Vec::new();
+                match encode_png(&mut png, &c.scanout(&name)?) {
+                    Ok(()) => Ok(Some(png)),
+                    Err(_) => Ok(None),
+                }
+            };
+            match run(&controller, png).await? {
+                Some(png) => Ok(respond(StatusCode::OK, "image/png", png)),
+                None => Err(unheard("the picture cannot be encoded")),
+            }
+        }
+        (_, [] | ["stats"] | ["slices", _, "scanout.png"]) => Err(not_allowed(method, "GET")),
+        (_, ["slices"]) => Err(not_allowed(method, "GET, POST")),
+        (_, ["slices", _]) => Err(not_allowed(method, "GET, PATCH, DELETE")),
+        _ => {
+            let mend = "use /, /stats, /slices, /slices/NAME or /slices/NAME/scanout.png";
+            let said = ErrorJson::new("there is nothing here", "path", mend);
+            Err(refuse(StatusCode::NOT_FOUND, &said))
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Gone {
+    removed: String,
+}
+
+/// A change of a slice: the contract's keys that become others. As RFC 7396 has it, `null` takes a key away.
+#[derive(Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Patch {
+    contract: Map<String, Value>,
+}
+
+impl Patch {
+    /// The contract that `old` becomes.
+    fn apply(&self, old: &Contract) -> Result<Contract, SliceError> {
+        let mut keys = written(old);
+        merge(&mut keys, &self.contract);
+        let read = serde_path_to_error::deserialize::<_, Written>(Value::Object(keys));
+        let written = read.map_err(|e| {
+            let key = match e.path().to_string().as_str() {
+                "." => "contract".to_owned(),
+                path => format!("contract.{path}"),
+            };
+            SliceError { key, problem: e.into_inner().to_string() }
+        })?;
+        contract(written)
+    }
+}
+
+fn merge(keys: &mut Map<String, Value>, patch: &Map<String, Value>) {
+    for (key, value) in patch {
+        match (keys.get_mut(key), value) {
+            (_, Value::Null) => {
+                keys.remove(key);
+            }
+            (Some(Value::Object(old)), Value::Object(new)) => merge(old, new),
+            _ => {
+                keys.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+fn shown(
+    controller: &Controller,
+    view: Result<SliceView, ControlError>,
+) -> Result<SliceJson, ControlError> {
+    Ok(SliceJson::new(&view?, controller.promise()))
+}
+
+fn stats(controller: &Controller) -> AllStatsJson {
+    let named = |view: SliceView| NamedStatsJson {
+        stats: StatsJson::new(&view.stats),
+        name: view.config.name,
+    };
+    AllStatsJson {
+        label: controller.facts().label.to_string(),
+        slices: controller.slices().into_iter().map(named).collect(),
+    }
+}
+
+/// Carries `what` out beside this thread; waits for a change before it, where that ends in time.
+async fn run<T: Send + 'static>(
+    controller: &Arc<Controller>,
+    what: impl Fn(&Controller) -> Result<T, ControlError> + Clone + Send + 'static,
+) -> Result<T, Refused> {
+    let until = Instant::now() + CHANGE_PATIENCE;
+    loop {
+        let (controller, what) = (Arc::clone(controller), what.clone());
+        match tokio::task::spawn_blocking(move || what(&controller)).await {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(ControlError::Busy { wait })) => {
+                let wait = Duration::from_nanos(wait.0);
+                if Instant::now() + wait > until {
+                    let wait = beamline_abi::Nanos(wait.as_nanos() as u64);
+                    return Err(failed(&ControlError::Busy { wait }));
+                }
+                tokio::time::sleep(wait).await;
+            }
+            Ok(Err(error)) => return Err(failed(&error)),
+            Err(_) => return Err(unheard("the host could not carry the request out")),
+        }
+    }
+}
+
+/// A body as JSON. What is not JSON is a bad request; JSON that means nothing cannot be processed.
+fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let read = serde_path_to_error::deserialize(&mut json).map_err(|e| {
+        let path = e.path().to_string();
+        (path, e.into_inner())
+    });
+    let read = read.and_then(|value| json.end().map(|()| value).map_err(|e| (".".into(), e)));
+    read.map_err(|(path, e)| {
+        let text = e.to_string();
+        if !e.is_data() {
+            let place = format!("body, line {} column {}", e.line(), e.column());
+            let said = ErrorJson::new(format!("this is no JSON: {text}"), place, "send JSON");
+            return refuse(StatusCode::BAD_REQUEST, &said);
+        }
+        // The place is named by its key.
+        let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+        let (what, mend) = match text.split_once(", expected ") {
+            Some((what, expected)) => (what, format!("expected {expected}")),
+            None => (text, "see docs/control.md for the keys".to_owned()),
+        };
+        let place = if path == "." { "body".to_owned() } else { path };
+        refuse(StatusCode::UNPROCESSABLE_ENTITY, &ErrorJson::new(what, place, mend))
+    })
+}
+
+fn wrong(error: SliceError) -> Refused {
+    failed(&ControlError::Slice(error))
+}
+
+fn failed(problem: &ControlError) -> Refused {
+    let (status, said) = error(problem);
+    refuse(StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), &said)
+}
+
+fn unheard(what: &str) -> Refused {
+    let said = ErrorJson::new(what, "host", "look at the host's log");
+    refuse(StatusCode::INTERNAL_SERVER_ERROR, &said)
+}
+
+fn not_allowed(method: &Method, allowed: &'static str) -> Refused {
+    let said = ErrorJson::new(
+        format!("{method} is not what can be done here"),
+        "method",
+        format!("use {allowed}"),
+    );
+    let mut answer = refuse(StatusCode::METHOD_NOT_ALLOWED, &said);
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    answer
+}
+
+fn refuse(status: StatusCode, said: &ErrorJson) -> Refused {
+    let mut answer = say(status, said);
+    if let Some(ms) = said.retry_after_ms {
+        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000)));
+    }
+    Box::new(answer)
+}
+
+fn say(status: StatusCode, value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(mut json) => {
+            json.push(b'\n');
+            respond(status, "application/json", json)
+        }
+        // Strings and finite numbers can be written.
+        Err(_) => respond(StatusCode::INTERNAL_SERVER_ERROR, "application/json", b"{}\n".into()),
+    }
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
