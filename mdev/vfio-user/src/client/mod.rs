@@ -3,7 +3,7 @@
 //! One command at a time: [`Client`] is used through `&mut`, so that a VMM with several threads puts it behind
 //! a mutex. Every answer has a deadline, and all that a server sends is checked before it is handed on. After
 //! [`ClientError::Disconnected`], [`ClientError::Timeout`] or [`ClientError::Protocol`] the connection is of no
-//! more use, and every further call says `Disconnected`.
+//! more use, and every further call that asks the server something says `Disconnected`.
 
 mod parse;
 mod types;
