@@ -15,7 +15,7 @@ seconds=${FUZZ_SECONDS:-60}
 all='vfio_user_stream vfio_user_client pci_config virtqueue gpu_commands marker_ring renderer_messages'
 targets=${FUZZ_TARGET:-$all}
 # Files of a corpus that are kept, each at most so many bytes.
-keep=28
+keep=20
 max_len=2048
 
 if ! command -v c++ >/dev/null 2>&1; then
@@ -40,8 +40,8 @@ keep_corpus() {
     fuzz -set_cover_merge=1 "$work/$target/least" "fuzz/corpus/$target" "$work/$target/corpus" \
         >"$work/$target/merge.log" 2>&1
     rm -f "fuzz/corpus/$target"/*
-    # The smallest ones where there are too many.
-    find "$work/$target/least" -type f -printf '%s %p\n' | sort -n | head -n "$keep" |
+    # The largest ones where there are too many: they reach most.
+    find "$work/$target/least" -type f -printf '%s %p\n' | sort -rn | head -n "$keep" |
         while read -r _size file; do cp "$file" "fuzz/corpus/$target/"; done
 }
 

@@ -27,6 +27,7 @@ pub(crate) fn run(data: &[u8]) {
         bench.step(&mut input);
         bench.check();
     }
+    bench.check_all();
     bench.device().reset();
     assert_eq!(bench.config(), bench.fresh, "a reset brings configuration space back");
 }
@@ -360,9 +361,22 @@ impl Bench {
         u16::from_le_bytes(bits) & command::BUS_MASTER != 0
     }
 
-    /// Nothing changes that a driver may not write.
+    /// Nothing changes in the header and the capabilities that a driver may not write.
     fn check(&mut self) {
+        let window = self.window();
+        let mut now = [0; header::SIZE];
+        let device = self.device();
+        device.region_read(CONFIG, 0, &mut now[..window]).expect("configuration space is there");
+        self.compare(&now[..window]);
+    }
+
+    /// The same of all configuration space.
+    fn check_all(&mut self) {
         let now = self.config();
+        self.compare(&now);
+    }
+
+    fn compare(&self, now: &[u8]) {
         for (at, (now, fresh)) in now.iter().zip(&self.fresh).enumerate() {
             let changed = (now ^ fresh) & !self.writable[at];
             assert_eq!(changed, 0, "byte {at:#x} went from {fresh:#x} to {now:#x}");

@@ -86,7 +86,8 @@ fn send_all(input: &mut Input<'_>, socket: &UnixStream, pool: &Pool) -> Sent {
         body.extend_from_slice(input.bytes(255));
         let flags = if no_reply { header_flags::NO_REPLY } else { 0 };
         sent.exact &= put(socket, pool, id, number, flags, &body, kinds);
-        if !no_reply {
+        // A version that comes first is answered whatever its flags say: nothing follows without one.
+        if !no_reply || (sent.due.is_empty() && number == command::VERSION) {
             sent.due.push((id, number));
         }
     }
