@@ -4,6 +4,8 @@
 #   make test     every test; the last line counts passed, failed and skipped
 #   make bench    benchmarks
 #   make bench-sched  the scheduler's: what a decision costs, and what the frame contract is worth (simulated)
+#   make bench-device  a register's round trip over vfio-user, beside another implementation
+#   make fuzz     a minute of made-up input for each part that a guest or a peer can reach (needs g++)
 #   make prove    the scheduler's properties at 10,000 cases each, and ten minutes of damaged files (half an hour)
 #   make lint     formatting, clippy, and the dependency policy where cargo-deny is installed
 #   make setup    install what is missing (Debian, as root); also run by demo and test
@@ -19,7 +21,7 @@ GUEST_FLAGS  := -C relocation-model=static -C no-redzone=yes -C force-unwind-tab
 # Where tests and benchmarks look for the guest image; the command itself looks beside its own binary.
 export BEAMLINE_GUEST ?= $(CARGO_TARGET_DIR)/$(GUEST_TARGET)/guest/beamline-microguest
 
-.PHONY: setup guest build demo test bench bench-sched prove lint clean
+.PHONY: setup guest build demo test bench bench-sched bench-device fuzz prove lint clean
 
 setup:
 	@scripts/setup.sh
@@ -42,6 +44,13 @@ bench: setup guest
 
 bench-sched: setup
 	$(CARGO) bench --locked -p beamline-benches --bench scheduler --bench contract
+
+bench-device: setup
+	$(CARGO) bench --locked -p beamline-benches --bench device
+
+# FUZZ_SECONDS per target (60), FUZZ_TARGET for one of them: see CONTRIBUTING.md.
+fuzz: setup
+	@scripts/fuzz.sh
 
 # One property fills a whole GPU in each case, and runs a sixteenth of the cases asked for.
 prove: setup

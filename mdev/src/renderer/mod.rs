@@ -15,6 +15,8 @@
 
 mod capture;
 mod device;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod job;
 mod launch;
 pub(crate) mod message;

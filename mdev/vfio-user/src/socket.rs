@@ -1,13 +1,14 @@
 //! Whole messages over a Unix stream socket, with their file descriptors.
 //!
-//! Nothing here waits without end: a server's waits end when its stop fd is readable, a client's at its
-//! deadline. Sizes are bounded before a buffer grows, and descriptors beyond the bound are closed.
+//! Nothing here waits without end: a server's waits end when its stop fd is readable or its socket is shut
+//! down, a client's at its deadline. Sizes are bounded before a buffer grows, and descriptors beyond the bound are closed.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -34,6 +35,9 @@ pub enum SocketError {
     /// The deadline passed.
     #[error("the peer did not answer in time")]
     Timeout,
+    /// Bytes follow the one message that was due.
+    #[error("{0} bytes came after the one message that was due")]
+    Surplus(usize),
     /// A header claims a size that no message has.
     #[error("a message claims {0} bytes; messages have 16 to {MAX_MESSAGE}")]
     Size(u32),
@@ -42,6 +46,9 @@ pub enum SocketError {
     Io(Errno),
 }
 
+/// Payloads up to this are received together with their header.
+const LIKELY_BODY: usize = 512;
+
 /// What ends a wait early.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wait<'a> {
@@ -49,6 +56,9 @@ pub(crate) struct Wait<'a> {
     pub(crate) stop: Option<BorrowedFd<'a>>,
     /// Later than this: give up.
     pub(crate) deadline: Option<Instant>,
+    /// A receiving call may wait in the kernel, which saves a poll: who stops also shuts the socket down, and
+    /// what has a deadline has set the socket's timeout.
+    pub(crate) in_kernel: bool,
 }
 
 impl Wait<'_> {
@@ -109,12 +119,25 @@ impl Fds {
 
 /// A connected socket.
 #[derive(Debug)]
-pub(crate) struct Socket(UnixStream);
+pub(crate) struct Socket(Arc<UnixStream>);
 
 impl Socket {
     /// Takes over a connected stream, blocking or not.
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Self(stream)
+        Self(Arc::new(stream))
+    }
+
+    /// The stream itself, for who may have to shut it down.
+    pub(crate) fn stream(&self) -> &Arc<UnixStream> {
+        &self.0
+    }
+
+    /// Bounds how long the kernel lets a receiving call wait; whether it does.
+    pub(crate) fn set_timeout(&self, timeout: Duration) -> bool {
+        // The kernel takes 0 for no bound.
+        let limit = timeout.max(Duration::from_millis(1));
+        let kind = rustix::net::sockopt::Timeout::Recv;
+        rustix::net::sockopt::set_socket_timeout(&self.0, kind, Some(limit)).is_ok()
     }
 
     /// Waits for a message, and receives its header. The size is checked; the rest is not. `fds` gets what
@@ -125,12 +148,41 @@ impl Socket {
         wait: Wait<'_>,
     ) -> Result<Header, SocketError> {
         let mut header = Header::default();
-        // Polling first, also under load, is what lets a stop end a busy connection.
-        wait.until(self.0.as_fd(), PollFlags::IN)?;
-        self.receive_exact(header.as_mut_bytes(), true, fds, wait)?;
-        if header.size < size::<Header>() || header.size > MAX_MESSAGE {
-            return Err(SocketError::Size(header.size));
+        if !wait.in_kernel {
+            // Polling first, also under load, is what lets a stop end a busy connection.
+            wait.until(self.0.as_fd(), PollFlags::IN)?;
         }
+        self.receive_exact(header.as_mut_bytes(), true, fds, wait)?;
+        check_size(&header)
+    }
+
+    /// Receives the one message that is due, header and payload at once where they have come together.
+    /// More than one is an error. `body`'s memory is reused.
+    pub(crate) fn receive_only(
+        &self,
+        body: &mut Vec<u8>,
+        fds: &mut Fds,
+        wait: Wait<'_>,
+    ) -> Result<Header, SocketError> {
+        let mut header = Header::default();
+        if !wait.in_kernel {
+            wait.until(self.0.as_fd(), PollFlags::IN)?;
+        }
+        body.resize(LIKELY_BODY, 0);
+        let mut iov = [IoSliceMut::new(header.as_mut_bytes()), IoSliceMut::new(body)];
+        let got = self.receive(&mut iov, fds, wait)?;
+        if got == 0 {
+            return Err(SocketError::Closed);
+        }
+        let of_header = got.min(size_of::<Header>());
+        self.receive_exact(&mut header.as_mut_bytes()[of_header..], false, fds, wait)?;
+        let header = check_size(&header)?;
+        let (of_body, due) = (got - of_header, header.size as usize - size_of::<Header>());
+        if of_body > due {
+            return Err(SocketError::Surplus(of_body - due));
+        }
+        body.resize(due, 0);
+        self.receive_exact(&mut body[of_body..], false, fds, wait)?;
         Ok(header)
     }
 
@@ -158,12 +210,32 @@ impl Socket {
     ) -> Result<(), SocketError> {
         let mut done = 0;
         while done < buffer.len() {
+            let got = self.receive(&mut [IoSliceMut::new(&mut buffer[done..])], fds, wait)?;
+            if got == 0 {
+                let left = buffer.len() - done;
+                let clean = starts_message && done == 0;
+                return Err(if clean { SocketError::Closed } else { SocketError::Cut(left) });
+            }
+            done += got;
+        }
+        Ok(())
+    }
+
+    /// Receives what is there, once something is; 0 bytes: the peer has closed.
+    fn receive(
+        &self,
+        iov: &mut [IoSliceMut<'_>],
+        fds: &mut Fds,
+        wait: Wait<'_>,
+    ) -> Result<usize, SocketError> {
+        let mut flags = RecvFlags::CMSG_CLOEXEC;
+        flags.set(RecvFlags::DONTWAIT, !wait.in_kernel);
+        loop {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
-            let mut iov = [IoSliceMut::new(&mut buffer[done..])];
-            let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-            let received = match recvmsg(&self.0, &mut iov, &mut control, flags) {
+            let received = match recvmsg(&self.0, iov, &mut control, flags) {
                 Ok(received) => received,
+                // Nothing is there, or came within the socket's timeout.
                 Err(Errno::AGAIN) => {
                     wait.until(self.0.as_fd(), PollFlags::IN)?;
                     continue;
@@ -179,14 +251,8 @@ impl Socket {
             }
             // The kernel closed what did not fit, or what this process had no room for.
             fds.surplus |= received.flags.contains(ReturnFlags::CTRUNC);
-            if received.bytes == 0 {
-                let left = buffer.len() - done;
-                let clean = starts_message && done == 0;
-                return Err(if clean { SocketError::Closed } else { SocketError::Cut(left) });
-            }
-            done += received.bytes;
+            return Ok(received.bytes);
         }
-        Ok(())
     }
 
     /// Sends one whole message; the descriptors, at most [`MAX_FDS`], travel with its first byte.
@@ -217,11 +283,18 @@ impl Socket {
     }
 }
 
+/// That a message can be as long as its header says.
+fn check_size(header: &Header) -> Result<Header, SocketError> {
+    if header.size < size::<Header>() || header.size > MAX_MESSAGE {
+        return Err(SocketError::Size(header.size));
+    }
+    Ok(*header)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
-    use std::time::Duration;
 
     fn pair() -> (Socket, Socket) {
         let (a, b) = UnixStream::pair().unwrap();
@@ -296,8 +369,9 @@ mod tests {
         let (_a, b) = pair();
         let stop = event();
         rustix::io::write(&stop, &1u64.to_ne_bytes()).unwrap();
-        let stopped = Wait { stop: Some(stop.as_fd()), deadline: None };
-        let late = Wait { stop: None, deadline: Some(Instant::now() + Duration::from_millis(1)) };
+        let stopped = Wait { stop: Some(stop.as_fd()), ..Wait::default() };
+        let soon = Some(Instant::now() + Duration::from_millis(1));
+        let late = Wait { deadline: soon, ..Wait::default() };
         let mut fds = Fds::default();
         assert_eq!(b.receive_header(&mut fds, stopped), Err(SocketError::Stopped));
         assert_eq!(b.receive_header(&mut fds, late), Err(SocketError::Timeout));
@@ -323,5 +397,46 @@ mod tests {
             b.receive_body(&header, &mut body, &mut fds, Wait::default()).unwrap();
             assert_eq!(body, message[16..]);
         });
+    }
+
+    #[test]
+    fn the_only_message_comes_at_once_or_in_parts_and_nothing_after_it() {
+        for body in [0, 20, LIKELY_BODY, LIKELY_BODY + 1, 70_000] {
+            for cut in [1, 16, 17] {
+                let (a, b) = pair();
+                let header = Header { size: 16 + body as u32, ..Header::default() };
+                let bytes = [header.as_bytes(), &vec![0x5a; body]].concat();
+                let fd = event();
+                let (mut fds, mut got) = (Fds::default(), Vec::new());
+                let later = Some(Instant::now() + Duration::from_secs(20));
+                for in_kernel in [false, true] {
+                    fds.clear();
+                    let wait = Wait { deadline: later, in_kernel, ..Wait::default() };
+                    std::thread::scope(|scope| {
+                        scope.spawn(|| {
+                            let (now, later) = bytes.split_at(cut.min(bytes.len()));
+                            a.send(now, &[fd.as_fd()], wait).unwrap();
+                            a.send(later, &[], wait).unwrap();
+                        });
+                        assert_eq!(b.receive_only(&mut got, &mut fds, wait), Ok(header));
+                    });
+                    assert_eq!((got.as_slice(), fds.list.len()), (&bytes[16..], 1));
+                }
+            }
+        }
+        let (a, b) = pair();
+        let header = Header { size: 20, ..Header::default() };
+        a.send(&[header.as_bytes(), &[0; 7]].concat(), &[], Wait::default()).unwrap();
+        let got = b.receive_only(&mut Vec::new(), &mut Fds::default(), Wait::default());
+        assert_eq!(got, Err(SocketError::Surplus(3)));
+    }
+
+    #[test]
+    fn a_wait_in_the_kernel_ends_at_the_deadline() {
+        let (_a, b) = pair();
+        assert!(b.set_timeout(Duration::ZERO));
+        let wait = Wait { deadline: Some(Instant::now()), in_kernel: true, ..Wait::default() };
+        let got = b.receive_only(&mut Vec::new(), &mut Fds::default(), wait);
+        assert_eq!(got, Err(SocketError::Timeout));
     }
 }

@@ -226,7 +226,7 @@ impl Worker {
 }
 
 /// Reads pixels, from a file that may be anything: the sizes were checked by the caller.
-fn copy(width: u32, height: u32, pixels: OwnedFd) -> io::Result<Vec<u8>> {
+pub(super) fn copy(width: u32, height: u32, pixels: OwnedFd) -> io::Result<Vec<u8>> {
     let stat = rustix::fs::fstat(&pixels)?;
     let bytes = 4 * width as usize * height as usize;
     let regular = rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file();

@@ -11,6 +11,8 @@
 //!                        └───── closed, or a wrong packet ──▶ lost ────────┘
 //! ```
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod keeper;
 mod slice;
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! One command at a time: [`Client`] is used through `&mut`, so that a VMM with several threads puts it behind
 //! a mutex. Every answer has a deadline, and all that a server sends is checked before it is handed on. After
 //! [`ClientError::Disconnected`], [`ClientError::Timeout`] or [`ClientError::Protocol`] the connection is of no
-//! more use, and every further call says `Disconnected`.
+//! more use, and every further call that asks the server something says `Disconnected`.
 
 mod parse;
 mod types;
@@ -35,6 +35,8 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Client {
     socket: Socket,
     timeout: Duration,
+    /// The kernel knows the timeout.
+    in_kernel: bool,
     /// Cleared by what makes the stream's position unknown.
     alive: bool,
     next_id: u16,
@@ -96,6 +98,7 @@ impl Client {
         let mut client = Self {
             socket: Socket::new(stream),
             timeout,
+            in_kernel: false,
             alive: true,
             next_id: 0,
             peer_fds: DEFAULT_PEER_FDS,
@@ -104,6 +107,7 @@ impl Client {
             body: Vec::new(),
             fds: Fds::default(),
         };
+        client.set_timeout(timeout);
         client.negotiate()?;
         Ok(client)
     }
@@ -111,6 +115,7 @@ impl Client {
     /// How long each answer may take from now on.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
+        self.in_kernel = self.socket.set_timeout(timeout);
     }
 
     /// What the device is.
@@ -396,7 +401,7 @@ impl Client {
                 }
                 SocketError::Timeout => ClientError::Timeout(name),
                 SocketError::Io(errno) => ClientError::Io { command: name, errno },
-                SocketError::Size(_) => {
+                SocketError::Size(_) | SocketError::Surplus(_) => {
                     ClientError::Protocol { command: name, what: e.to_string() }
                 }
             }
@@ -410,11 +415,11 @@ impl Client {
     }
 
     fn transfer(&mut self, fds: &[BorrowedFd<'_>]) -> Result<Header, SocketError> {
-        let wait = Wait { stop: None, deadline: Instant::now().checked_add(self.timeout) };
+        let deadline = Instant::now().checked_add(self.timeout);
+        let wait = Wait { stop: None, deadline, in_kernel: self.in_kernel };
         self.socket.send(&self.out, fds, wait)?;
-        let reply = self.socket.receive_header(&mut self.fds, wait)?;
-        self.socket.receive_body(&reply, &mut self.body, &mut self.fds, wait)?;
-        Ok(reply)
+        // One command at a time, so one reply: a server that says more is out of step.
+        self.socket.receive_only(&mut self.body, &mut self.fds, wait)
     }
 
     /// Turns what `read` finds wrong with a reply into an error that ends the connection.

@@ -75,7 +75,7 @@ impl Listener {
     /// # Errors
     /// [`ServeError::Accept`]: the kernel's.
     pub fn accept(&self, stop: &Stop) -> Result<Option<UnixStream>, ServeError> {
-        let wait = Wait { stop: Some(stop.as_fd()), deadline: None };
+        let wait = Wait { stop: Some(stop.as_fd()), ..Wait::default() };
         loop {
             match wait.until(self.socket.as_fd(), PollFlags::IN) {
                 Ok(()) => {}

@@ -14,9 +14,11 @@ mod refusal;
 mod resources;
 mod session;
 
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::event::EventfdFlags;
 use rustix::io::Errno;
@@ -29,7 +31,16 @@ use session::Session;
 
 /// Ends every `serve` that watches it, from any thread. It stays stopped.
 #[derive(Clone, Debug)]
-pub struct Stop(Arc<OwnedFd>);
+pub struct Stop(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Readable once it is stopped.
+    fd: OwnedFd,
+    stopped: AtomicBool,
+    /// What is served now, and to be shut down: a call that receives waits in the kernel.
+    served: Mutex<Vec<Arc<UnixStream>>>,
+}
 
 impl Stop {
     /// A handle that has not stopped anything.
@@ -38,19 +49,52 @@ impl Stop {
     /// The kernel's, where it has no descriptor to give.
     pub fn new() -> std::io::Result<Self> {
         let fd = rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self(Arc::new(fd)))
+        let (stopped, served) = (AtomicBool::new(false), Mutex::default());
+        Ok(Self(Arc::new(Inner { fd, stopped, served })))
     }
 
     /// Stops.
     pub fn stop(&self) {
+        self.0.stopped.store(true, Ordering::SeqCst);
         // The only failure is a full counter, and then it is stopped already.
-        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.0.fd, &1u64.to_ne_bytes());
+        for stream in &*self.served() {
+            // It fails only for a connection that has ended.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.0.stopped.load(Ordering::SeqCst)
+    }
+
+    fn served(&self) -> MutexGuard<'_, Vec<Arc<UnixStream>>> {
+        self.0.served.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has a stop shut `stream` down until the guard is dropped. The caller looks at
+    /// [`is_stopped`](Self::is_stopped) after this, since a stop may have come before.
+    fn watch<'a>(&'a self, stream: &'a Arc<UnixStream>) -> Watched<'a> {
+        self.served().push(Arc::clone(stream));
+        Watched { stop: self, stream }
+    }
+}
+
+/// A connection that a stop shuts down.
+struct Watched<'a> {
+    stop: &'a Stop,
+    stream: &'a Arc<UnixStream>,
+}
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        self.stop.served().retain(|stream| !Arc::ptr_eq(stream, self.stream));
     }
 }
 
 impl AsFd for Stop {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.0.fd.as_fd()
     }
 }
 
@@ -90,6 +134,10 @@ pub enum ServeError {
 /// Why the connection had to be ended. The device can be served again.
 pub fn serve(stream: UnixStream, device: &mut dyn Device, stop: &Stop) -> Result<End, ServeError> {
     let socket = Socket::new(stream);
+    let _watched = stop.watch(socket.stream());
+    if stop.is_stopped() {
+        return Ok(End::Stopped);
+    }
     let result = match Session::open(&socket, stop) {
         Ok(mut session) => {
             session.learn_regions(device);
@@ -100,6 +148,8 @@ pub fn serve(stream: UnixStream, device: &mut dyn Device, stop: &Stop) -> Result
         Err(e) => Err(e),
     };
     match result {
+        // Whatever a socket says that was shut down.
+        Err(ServeError::Stream(_)) if stop.is_stopped() => Ok(End::Stopped),
         Ok(()) | Err(ServeError::Stream(SocketError::Closed)) => Ok(End::Disconnected),
         Err(ServeError::Stream(SocketError::Stopped)) => Ok(End::Stopped),
         Err(e) => Err(e),

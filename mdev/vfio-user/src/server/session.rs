@@ -6,7 +6,7 @@ use zerocopy::IntoBytes;
 
 use super::refusal::Refusal;
 use super::{ServeError, Stop, access, query, resources};
-use crate::socket::{Fds, Socket, Wait};
+use crate::socket::{Fds, Socket, SocketError, Wait};
 use crate::wire::{
     self, Capabilities, DEFAULT_PEER_FDS, Header, MAX_DATA_XFER, MAX_DMA_MAPS, MAX_FDS, PAGE_SIZE,
     VersionData, command, header_flags, size,
@@ -45,6 +45,7 @@ pub(super) type Reply<'d> = Result<Vec<BorrowedFd<'d>>, Refusal>;
 /// A connection whose version is negotiated.
 pub(super) struct Session<'a> {
     socket: &'a Socket,
+    stop: &'a Stop,
     wait: Wait<'a>,
     state: State,
     refusals: u32,
@@ -57,7 +58,7 @@ pub(super) struct Session<'a> {
 impl<'a> Session<'a> {
     /// Negotiates the version, which must be the client's first message.
     pub(super) fn open(socket: &'a Socket, stop: &'a Stop) -> Result<Self, ServeError> {
-        let wait = Wait { stop: Some(stop.as_fd()), deadline: None };
+        let wait = Wait { stop: Some(stop.as_fd()), deadline: None, in_kernel: true };
         let (mut body, mut fds, mut out) = (Vec::new(), Fds::default(), Vec::new());
         let header = socket.receive_header(&mut fds, wait).map_err(ServeError::Stream)?;
         require_command(&header)?;
@@ -72,7 +73,7 @@ impl<'a> Session<'a> {
             Ok(state) => {
                 finish(&header, &mut out, None);
                 socket.send(&out, &[], wait).map_err(ServeError::Stream)?;
-                Ok(Self { socket, wait, state, refusals: 0, body, out, fds })
+                Ok(Self { socket, stop, wait, state, refusals: 0, body, out, fds })
             }
             Err(e) => {
                 finish(&header, &mut out, Some(rustix::io::Errno::INVAL));
@@ -94,6 +95,10 @@ impl<'a> Session<'a> {
     /// Serves commands until the stream ends.
     pub(super) fn run(&mut self, device: &mut dyn Device) -> Result<(), ServeError> {
         loop {
+            // What has come before the socket was shut down can still be received.
+            if self.stop.is_stopped() {
+                return Err(ServeError::Stream(SocketError::Stopped));
+            }
             self.fds.clear();
             let header =
                 self.socket.receive_header(&mut self.fds, self.wait).map_err(ServeError::Stream)?;

@@ -1,0 +1,44 @@
+//! What a guest or a peer can send, made up by a fuzzer, and what must hold whatever it is.
+//!
+//! Each target runs one life of one part of the stack, in this thread, on choices that it reads from the
+//! fuzzer's bytes. A broken promise is a panic. `make fuzz` looks for bytes that cause one; the package's
+//! test runs every file in `corpus/` again.
+
+mod fds;
+mod gpu_commands;
+mod guest;
+mod input;
+mod limit;
+mod marker_ring;
+mod pci_config;
+mod renderer_messages;
+mod vfio_user_client;
+mod vfio_user_stream;
+mod virtqueue;
+
+pub use limit::MOST as MOST_AT_ONCE;
+
+/// One of the things that are fuzzed.
+#[derive(Clone, Copy)]
+pub struct Target {
+    /// Its name, which is that of its folder in `corpus/`.
+    pub name: &'static str,
+    /// Runs it once. Panics where a promise is broken.
+    pub run: fn(&[u8]),
+}
+
+/// Every target.
+pub const TARGETS: [Target; 7] = [
+    Target { name: "vfio_user_stream", run: vfio_user_stream::run },
+    Target { name: "vfio_user_client", run: vfio_user_client::run },
+    Target { name: "pci_config", run: pci_config::run },
+    Target { name: "virtqueue", run: virtqueue::run },
+    Target { name: "gpu_commands", run: gpu_commands::run },
+    Target { name: "marker_ring", run: marker_ring::run },
+    Target { name: "renderer_messages", run: renderer_messages::run },
+];
+
+/// The target with this name.
+pub fn target(name: &str) -> Option<Target> {
+    TARGETS.into_iter().find(|target| target.name == name)
+}
