@@ -54,10 +54,10 @@ impl Mapping {
     }
 
     /// The place of an access of `bytes` at `offset`; `None` outside, or where it is not aligned.
-    fn at(&self, offset: u64, bytes: u64) -> Option<*mut u8> {
+    fn at(&self, offset: u64, bytes: u64) -> Option<*mut c_void> {
         let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.len());
         (inside && offset.is_multiple_of(bytes.max(1)))
-            .then(|| self.base.cast::<u8>().wrapping_add(offset as usize))
+            .then(|| self.base.wrapping_byte_add(offset as usize))
     }
 
     /// Reads one value; all ones outside, as from a bus where nobody answers.
@@ -67,7 +67,7 @@ impl Mapping {
         // others write there.
         unsafe {
             match width {
-                Width::Byte => at.read_volatile().into(),
+                Width::Byte => at.cast::<u8>().read_volatile().into(),
                 Width::Word => at.cast::<u16>().read_volatile().into(),
                 Width::Dword => at.cast::<u32>().read_volatile().into(),
                 Width::Qword => at.cast::<u64>().read_volatile(),
@@ -81,7 +81,7 @@ impl Mapping {
         // SAFETY: as in `read`.
         unsafe {
             match width {
-                Width::Byte => at.write_volatile(value as u8),
+                Width::Byte => at.cast::<u8>().write_volatile(value as u8),
                 Width::Word => at.cast::<u16>().write_volatile(value as u16),
                 Width::Dword => at.cast::<u32>().write_volatile(value as u32),
                 Width::Qword => at.cast::<u64>().write_volatile(value),
