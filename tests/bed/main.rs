@@ -6,6 +6,7 @@
 mod archive;
 mod bed;
 mod display;
+mod frames;
 mod functions;
 mod guest;
 mod host;

@@ -1,6 +1,6 @@
 //! `beamline-pacer-probe ADDRESS VBLANKS SECONDS`: sees vblanks of the pacer at a PCI address, and says which.
 //!
-//! Prints one line of `name=value`, and one for each gap in the numbers. Fails where it cannot be paced.
+//! Prints a line at the first, one of `name=value` at the end, and one for each gap in the numbers. Fails where it cannot be paced.
 
 use beamline_abi::pacer::{BAR0_SIZE, DEVICE_ID, VENDOR_ID, reg, vector};
 use beamline_guest_driver::pacer::{Pacer, Vblank, VblankPoll};
@@ -60,6 +60,9 @@ fn watch(port: &mut Port, pacer: &mut Pacer, registers: Gpa, wanted: usize) -> S
     while seen.vblanks.len() < wanted {
         match pacer.poll_vblank(port) {
             VblankPoll::New(vblank) => {
+                if seen.vblanks.is_empty() {
+                    println!("probe: paced from {}", vblank.seq);
+                }
                 let late = time(port, registers).saturating_sub(vblank.timing.vblank_time.0);
                 seen.vblanks.push((vblank, late));
             }
