@@ -11,6 +11,8 @@
 #   make setup    install what is missing (Debian, as root); also run by demo and test
 #   make guest    build the guest image
 #   make build    build the release binary
+#   make bed      build the software testbed: QEMU and a stock Linux guest (Debian, as root; docs/bed.md)
+#   make test-bed the tests that run in it
 
 SHELL := /bin/sh
 CARGO ?= cargo
@@ -21,7 +23,7 @@ GUEST_FLAGS  := -C relocation-model=static -C no-redzone=yes -C force-unwind-tab
 # Where tests and benchmarks look for the guest image; the command itself looks beside its own binary.
 export BEAMLINE_GUEST ?= $(CARGO_TARGET_DIR)/$(GUEST_TARGET)/guest/beamline-microguest
 
-.PHONY: setup guest build demo test bench bench-sched bench-device fuzz prove lint clean
+.PHONY: setup guest build bed demo test test-bed bench bench-sched bench-device fuzz prove lint clean
 
 setup:
 	@scripts/setup.sh
@@ -38,6 +40,17 @@ demo: setup guest build
 
 test: setup guest
 	@scripts/test-summary.sh
+
+BED := $(or $(BEAMLINE_BED),$(CARGO_TARGET_DIR)/bed)
+
+# Programs for the testbed's guest, which has no libraries.
+bed: setup
+	@BEAMLINE_BED="$(BED)" scripts/bed/build.sh
+	@RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --quiet -p beamline-guest-linux --profile bed --target $(GUEST_TARGET)
+
+test-bed: bed
+	$(CARGO) build --locked -p beamline
+	BEAMLINE_BED="$(BED)" $(CARGO) test --locked -p beamline-tests --test bed -- --nocapture
 
 bench: setup guest
 	$(CARGO) bench --locked -p beamline-benches

@@ -5,6 +5,9 @@
 //! nothing touches the range once it is back: it publishes a table without the range and waits until no
 //! snapshot of the old one is left.
 //!
+//! A file is mapped once, as a whole, however many of its ranges a client maps: behind a virtual IOMMU these
+//! are single pages, and a process cannot have that many mappings.
+//!
 //! Guest memory is shared with a hostile guest. No reference to it exists, only copies in and out, and
 //! every byte the host changes there passes through `GuestMemory::store`.
 
@@ -25,7 +28,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
 
 /// Most mappings of one device.
-pub const MAX_MAPPINGS: usize = 64;
+pub const MAX_MAPPINGS: usize = 4096;
+/// Most files of one device: each is a mapping of this process, of which the system allows some 65,000.
+pub const MAX_FILES: usize = 64;
 
 /// An address as the guest's device sees it: an I/O virtual address, which without a virtual IOMMU is a
 /// guest physical one.
@@ -103,8 +108,8 @@ pub enum MemoryError {
         /// Where the old mapping starts.
         other: Gpa,
     },
-    /// There are [`MAX_MAPPINGS`] already.
-    #[error("a device takes at most {MAX_MAPPINGS} mappings")]
+    /// There are [`MAX_MAPPINGS`] or [`MAX_FILES`] already.
+    #[error("a device takes at most {MAX_MAPPINGS} mappings of {MAX_FILES} files")]
     TooMany,
     /// No mapping has exactly this range.
     #[error("no mapping has exactly {size} bytes at {start}")]
@@ -160,6 +165,23 @@ impl From<MemoryError> for DeviceError {
     }
 }
 
+/// A file of guest memory, mapped from its start.
+struct File {
+    /// Device and inode. The mapping keeps the inode, so that its number means no other file. Were a client to
+    /// make two files with one number, it would confuse nobody's memory but its own.
+    id: (u64, u64),
+    len: u64,
+    write: bool,
+    mapping: Mapping,
+}
+
+/// A part of a file.
+#[derive(Clone)]
+struct Part {
+    file: Arc<File>,
+    offset: u64,
+}
+
 /// One mapping. `start < end`.
 #[derive(Clone)]
 struct Range {
@@ -167,7 +189,7 @@ struct Range {
     end: u64,
     flags: DmaFlags,
     /// `None`: the client gave no descriptor, so the range is known but out of reach.
-    memory: Option<Arc<Mapping>>,
+    memory: Option<Part>,
 }
 
 /// The mappings, sorted by address, without overlap.
@@ -203,10 +225,42 @@ impl Table {
                 }
             })?;
             let part = range.end.min(end) - at;
-            each(memory, (at - range.start) as usize, part as usize);
+            let offset = memory.offset + (at - range.start);
+            each(&memory.file.mapping, offset as usize, part as usize);
             at += part;
         }
         Ok(())
+    }
+
+    /// The files that are mapped, each once.
+    fn files(&self) -> Vec<&Arc<File>> {
+        let mut files: Vec<&Arc<File>> = Vec::new();
+        for part in self.ranges.iter().filter_map(|r| r.memory.as_ref()) {
+            if !files.iter().any(|file| Arc::ptr_eq(file, &part.file)) {
+                files.push(&part.file);
+            }
+        }
+        files
+    }
+
+    /// `map`'s part of `fd`, which must not be able to shrink: reading past its end would kill us.
+    fn part(&self, fd: BorrowedFd<'_>, map: &DmaMap) -> Result<Part, MemoryError> {
+        let checked = check_sealed(fd, map)?;
+        let fits = |file: &&Arc<File>| {
+            file.id == checked.id && file.write == map.flags.write && file.len >= checked.need
+        };
+        let files = self.files();
+        let file = match files.iter().find(|file| fits(file)) {
+            Some(file) => Arc::clone(file),
+            None if files.len() >= MAX_FILES => return Err(MemoryError::TooMany),
+            None => {
+                let (len, write) = (checked.len, map.flags.write);
+                let mapping = Mapping::new(fd, 0, len as usize, write)
+                    .map_err(|errno| MemoryError::System { call: "mmap", errno })?;
+                Arc::new(File { id: checked.id, len, write, mapping })
+            }
+        };
+        Ok(Part { file, offset: map.fd_offset })
     }
 }
 
@@ -261,7 +315,7 @@ impl GuestMemory {
             return Err(MemoryError::Overlap { start, size, other: Gpa(other.start) });
         }
         let memory = match &map.fd {
-            Some(fd) => Some(Arc::new(map_sealed(fd.as_fd(), &map)?)),
+            Some(fd) => Some(table.part(fd.as_fd(), &map)?),
             None => None,
         };
         let place = table.ranges.partition_point(|r| r.start < map.iova);
@@ -385,8 +439,17 @@ fn aligned(at: Gpa, size: u64) -> Result<(), MemoryError> {
     if at.0.is_multiple_of(size) { Ok(()) } else { Err(MemoryError::Misaligned { at, size }) }
 }
 
-/// Maps `map`'s part of `fd`, which must not be able to shrink: reading past its end would kill us.
-fn map_sealed(fd: BorrowedFd<'_>, map: &DmaMap) -> Result<Mapping, MemoryError> {
+/// What is known of a descriptor that passed.
+struct Checked {
+    id: (u64, u64),
+    /// Bytes of the file.
+    len: u64,
+    /// Where `map`'s part of it ends.
+    need: u64,
+}
+
+/// That `fd` holds `map`'s part and always will.
+fn check_sealed(fd: BorrowedFd<'_>, map: &DmaMap) -> Result<Checked, MemoryError> {
     let start = Gpa(map.iova);
     let seals = rustix::fs::fcntl_get_seals(fd).map_err(|_| MemoryError::NotSealed { start })?;
     if !seals.contains(SealFlags::SHRINK) {
@@ -405,8 +468,7 @@ fn map_sealed(fd: BorrowedFd<'_>, map: &DmaMap) -> Result<Mapping, MemoryError> 
     if need > have {
         return Err(MemoryError::TooShort { start, need, have });
     }
-    Mapping::new(fd, map.fd_offset, map.size as usize, map.flags.write)
-        .map_err(|errno| MemoryError::System { call: "mmap", errno })
+    Ok(Checked { id: (stat.st_dev, stat.st_ino), len: have, need })
 }
 
 /// A memfd of `size` bytes that can neither shrink nor grow, with `more` seals that a caller wants before

@@ -114,6 +114,51 @@ fn overlap_count_and_exact_unmap_are_checked() {
     memory.map(map_of(0, 1 << 30, None)).unwrap();
 }
 
+/// A virtual IOMMU's mappings: single pages of one file, in any order.
+#[test]
+fn many_pages_of_one_file_are_one_mapping() {
+    let memory = GuestMemory::new();
+    let pages = MAX_MAPPINGS as u64;
+    let fd = memfd(pages * PAGE);
+    for n in 0..pages {
+        let fd = fd.try_clone().unwrap();
+        let map = map_of((pages - n) * PAGE, PAGE, Some(fd));
+        memory.map(DmaMap { fd_offset: n * PAGE, ..map }).unwrap();
+    }
+    assert_eq!(memory.snapshot().files().len(), 1);
+    let view = Mapping::new(fd.as_fd(), 0, (pages * PAGE) as usize, false).unwrap();
+    // Over the border of two pages, which lie the other way round in the file.
+    memory.write(Gpa(8 * PAGE - 2), b"abcd").unwrap();
+    let (mut first, mut second) = ([0; 2], [0; 2]);
+    view.read(((pages - 7) * PAGE + PAGE - 2) as usize, &mut first);
+    view.read(((pages - 8) * PAGE) as usize, &mut second);
+    assert_eq!((&first, &second), (b"ab", b"cd"));
+
+    // The file is still mapped, the page is not.
+    memory.unmap(Gpa(8 * PAGE), PAGE).unwrap();
+    assert!(memory.check(Gpa(8 * PAGE), 1, false).is_err());
+    assert!(memory.check(Gpa(8 * PAGE - 1), 1, true).is_ok());
+    assert!(memory.check(Gpa(9 * PAGE), 1, true).is_ok());
+    // Another right is another mapping.
+    let mut readable = map_of(8 * PAGE, PAGE, Some(fd));
+    readable.flags.write = false;
+    memory.map(readable).unwrap();
+    assert_eq!(memory.snapshot().files().len(), 2);
+    assert!(memory.write(Gpa(8 * PAGE), &[1]).is_err());
+}
+
+#[test]
+fn files_are_bounded() {
+    let memory = GuestMemory::new();
+    for n in 0..MAX_FILES as u64 {
+        memory.map(map_of(n * PAGE, PAGE, Some(memfd(PAGE)))).unwrap();
+    }
+    let more = || map_of(1 << 40, PAGE, Some(memfd(PAGE)));
+    assert_eq!(memory.map(more()), Err(MemoryError::TooMany));
+    memory.unmap(Gpa(0), PAGE).unwrap();
+    memory.map(more()).unwrap();
+}
+
 #[test]
 fn atomics_want_alignment() {
     let memory = GuestMemory::for_test(4096).unwrap();

@@ -87,6 +87,18 @@ pub(crate) fn page_range(what: &'static str, start: u64, size: u64) -> Result<u6
     start.checked_add(size).ok_or(CheckError::Overflow { start, size })
 }
 
+/// The last byte of a page-aligned range that is not empty. It may end where the address space ends.
+pub(crate) fn last_of_range(what: &'static str, start: u64, size: u64) -> Result<u64, CheckError> {
+    // One page less ends inside, and has the same alignment.
+    match size.checked_sub(PAGE_SIZE) {
+        None | Some(0) => page_range(what, start, size).map(|end| end - 1),
+        Some(less) => {
+            let end = page_range(what, start, less)?;
+            end.checked_add(PAGE_SIZE - 1).ok_or(CheckError::Overflow { start, size })
+        }
+    }
+}
+
 /// That `fd` is an eventfd: anything else could block, or do more than count, when it is written.
 pub(crate) fn eventfd(fd: BorrowedFd<'_>) -> Result<(), CheckError> {
     // No system call tells the kinds of anonymous inode apart; their names in /proc do, and cannot be

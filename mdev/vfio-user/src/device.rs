@@ -204,9 +204,10 @@ pub trait Device: Send {
         count: u32,
         action: IrqAction,
     ) -> Result<(), DeviceError>;
-    /// Takes a mapping. Sizes and alignment are checked; overlap is the device's to check.
+    /// Takes a mapping. Sizes, alignment and that it overlaps no other are checked.
     fn dma_map(&mut self, map: DmaMap) -> Result<(), DeviceError>;
-    /// Ends a mapping made with exactly this range. When it returns, nothing reads or writes there.
+    /// Ends a mapping made with exactly this range; the server finds the mappings in the range that a client
+    /// names. When it returns, nothing reads or writes there.
     fn dma_unmap(&mut self, iova: u64, size: u64) -> Result<(), DeviceError>;
     /// Ends every mapping.
     fn dma_unmap_all(&mut self);

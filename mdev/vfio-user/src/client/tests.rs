@@ -124,7 +124,7 @@ fn guest_memory_is_mapped_once_and_only_if_it_can_be_trusted() {
         assert_eq!(theirs, rustix::fs::fstat(&guest).unwrap().st_ino);
     }
     assert_eq!(refused(client.dma_map(0x8000_0000, 0x1000, READ_WRITE, guest.as_fd(), 0)), 17);
-    assert_eq!(refused(client.dma_unmap(0x8000_0000, 0x1000)), 2);
+    assert_eq!(refused(client.dma_unmap(0x8000_0000, 0x1000)), 22);
     client.dma_unmap(0x8000_0000, 0x8000).unwrap();
 
     let open = unsealed(0x10000);

@@ -9,6 +9,7 @@
 
 mod access;
 mod listener;
+mod maps;
 mod query;
 mod refusal;
 mod resources;

@@ -6,6 +6,8 @@ use crate::DeviceError;
 use crate::check::CheckError;
 use crate::wire::command;
 
+use super::maps::Cut;
+
 /// Why a command is refused; the connection goes on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refusal {
@@ -30,6 +32,9 @@ pub(super) enum Refusal {
     /// A second `VERSION`.
     #[error("the version is negotiated already")]
     VersionAgain,
+    /// A part of a mapping cannot be unmapped.
+    #[error("the range cuts the mapping from {:#x} to {:#x}: unmap the whole of it", .0.start, .0.last)]
+    Cut(Cut),
     /// No room for one more mapping.
     #[error("there are {0} mappings already, that is the most")]
     TooManyMaps(u32),

@@ -7,8 +7,8 @@ use zerocopy::IntoBytes;
 use super::query::{fixed, irq_index, room};
 use super::refusal::Refusal;
 use super::session::State;
-use crate::wire::{DmaMap, DmaUnmap, IrqSet, MAX_DMA_MAPS, dma_flags, irq_flags, size};
-use crate::{Device, DmaFlags, IrqAction, IrqIndex, check};
+use crate::wire::{DmaMap, DmaUnmap, IrqSet, dma_flags, irq_flags, size};
+use crate::{Device, DeviceError, DmaFlags, IrqAction, IrqIndex, check};
 
 pub(super) fn set_irqs(
     body: &[u8],
@@ -102,7 +102,7 @@ pub(super) fn dma_map(
     if map.flags & !(dma_flags::READ | dma_flags::WRITE) != 0 {
         return Err(Refusal::Flags(map.flags));
     }
-    check::page_range("the address", map.address, map.size)?;
+    let last = check::page_range("the address", map.address, map.size)? - 1;
     if fds.len() > 1 {
         return Err(Refusal::Fds { got: fds.len(), surplus: false, wanted: 1 });
     }
@@ -119,8 +119,13 @@ pub(super) fn dma_map(
             return Err(check::CheckError::Access("writing").into());
         }
     }
-    if state.dma_maps >= MAX_DMA_MAPS {
-        return Err(Refusal::TooManyMaps(state.dma_maps));
+    if state.maps.is_full() {
+        return Err(Refusal::TooManyMaps(state.maps.len()));
+    }
+    if let Some(other) = state.maps.overlap(map.address, last) {
+        let (start, size) = (map.address, map.size);
+        let what = format!("{size:#x} bytes at {start:#x} overlap the mapping at {other:#x}");
+        return Err(DeviceError::Exists(what).into());
     }
     device.dma_map(crate::DmaMap {
         iova: map.address,
@@ -129,7 +134,7 @@ pub(super) fn dma_map(
         fd,
         fd_offset: map.offset,
     })?;
-    state.dma_maps += 1;
+    state.maps.insert(map.address, last);
     Ok(())
 }
 
@@ -143,13 +148,16 @@ pub(super) fn dma_unmap(
     room::<DmaUnmap>(unmap.argsz)?;
     match unmap.flags {
         0 => {
-            check::page_range("the address", unmap.address, unmap.size)?;
-            device.dma_unmap(unmap.address, unmap.size)?;
-            state.dma_maps = state.dma_maps.saturating_sub(1);
+            let last = check::last_of_range("the address", unmap.address, unmap.size)?;
+            let inside = state.maps.within(unmap.address, last).map_err(Refusal::Cut)?;
+            for (start, size) in inside {
+                device.dma_unmap(start, size)?;
+                state.maps.remove(start);
+            }
         }
         dma_flags::UNMAP_ALL if unmap.address == 0 && unmap.size == 0 => {
             device.dma_unmap_all();
-            state.dma_maps = 0;
+            state.maps.clear();
         }
         flags => return Err(Refusal::Flags(flags)),
     }

@@ -4,6 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use zerocopy::IntoBytes;
 
+use super::maps::Maps;
 use super::refusal::Refusal;
 use super::{ServeError, Stop, access, query, resources};
 use crate::socket::{Fds, Socket, SocketError, Wait};
@@ -34,7 +35,7 @@ pub(super) struct State {
     /// `REGION_WRITE_MULTI` was agreed.
     pub(super) write_multiple: bool,
     /// DMA ranges that are mapped.
-    pub(super) dma_maps: u32,
+    pub(super) maps: Maps,
     /// By region index.
     pub(super) regions: [RegionBounds; RegionIndex::COUNT as usize],
 }
@@ -235,5 +236,5 @@ fn negotiate(body: &[u8], out: &mut Vec<u8>) -> Result<State, ServeError> {
     wire::write_version(out, version, &VersionData { capabilities: ours }).map_err(refuse)?;
     let write_multiple = theirs.write_multiple == Some(true);
     let regions = [RegionBounds::default(); RegionIndex::COUNT as usize];
-    Ok(State { peer_fds, max_data, write_multiple, dma_maps: 0, regions })
+    Ok(State { peer_fds, max_data, write_multiple, maps: Maps::default(), regions })
 }

@@ -207,6 +207,41 @@ fn fds_that_do_not_belong_are_refused_and_closed() {
     raw.still_in_step();
 }
 
+/// What QEMU sends where a virtual IOMMU drops an address space.
+#[test]
+fn a_range_unmaps_all_that_lies_in_it_and_cuts_nothing() {
+    let (raw, server) = connected();
+    let map = |address, size| {
+        let map = wire::DmaMap { argsz: 32, flags: 1, offset: 0, address, size };
+        raw.call(command::DMA_MAP, map.as_bytes(), &[]).0
+    };
+    let unmap = |address, size| {
+        let unmap = wire::DmaUnmap { argsz: 24, flags: 0, address, size };
+        raw.call(command::DMA_UNMAP, unmap.as_bytes(), &[]).0
+    };
+    let left = || server.seen.lock().unwrap().maps.len();
+    for address in [0x1000, 0x2000, 0xf000, 0xfee0_0000] {
+        assert_eq!(map(address, 0x1000), 0);
+    }
+    assert_eq!(map(0x1_0000, 0x2000), 0);
+    assert_eq!(map(0x1_1000, 0x1000), 17);
+
+    assert_eq!(unmap(0x1_1000, 0x1000), 22);
+    assert_eq!(unmap(0x8000, 0x9000), 22);
+    assert_eq!(left(), 5);
+    assert_eq!(unmap(0, 0x3000), 0);
+    assert_eq!(left(), 3);
+    // Nothing is there.
+    assert_eq!(unmap(0x1_0000_0000, 0x1_0000_0000), 0);
+    // Up to the end of the address space, and past it.
+    assert_eq!(unmap(0xfef0_0000, 0xfef0_0000_u64.wrapping_neg()), 0);
+    assert_eq!(unmap(0xfef0_0000, 0u64.wrapping_sub(0x1000)), 22);
+    assert_eq!(left(), 3);
+    assert_eq!(unmap(0x1000, 0u64.wrapping_sub(0x1000)), 0);
+    assert_eq!(left(), 0);
+    raw.still_in_step();
+}
+
 #[test]
 fn mappings_are_bounded() {
     let (raw, server) = connected();

@@ -1,0 +1,12 @@
+//! The guest driver in a Linux guest's user space: a `Transport` over vfio-pci, behind a virtual IOMMU.
+//!
+//! * [`port`]: the transport: functions as slots, BARs by address, interrupts as eventfds.
+//! * [`vfio`]: the few calls of the kernel's VFIO interface that it needs.
+//! * [`mapping`]: device and shared memory, accessed as a device's must be.
+//!
+//! The functions must be bound to vfio-pci before: write that name to their `driver_override`, and their
+//! address to `drivers_probe`.
+
+pub mod mapping;
+pub mod port;
+pub mod vfio;

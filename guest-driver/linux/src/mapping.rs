@@ -1,0 +1,126 @@
+//! Memory that somebody else reads and writes as well: mapped once, accessed a whole value at a time.
+#![allow(unsafe_code, reason = "maps memory, and accesses it through pointers")]
+
+use beamline_guest_driver::transport::Width;
+use rustix::io::Errno;
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use std::ffi::c_void;
+use std::os::fd::AsFd;
+use std::ptr::null_mut;
+
+/// A shared mapping.
+#[derive(Debug)]
+pub struct Mapping {
+    base: *mut c_void,
+    len: usize,
+}
+
+impl Mapping {
+    /// Maps `len` bytes of `fd` from `offset` on.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn of(fd: impl AsFd, offset: u64, len: usize) -> Result<Self, Errno> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel chooses a place where nothing is.
+        let base = unsafe { mmap(null_mut(), len, prot, MapFlags::SHARED, fd, offset) }?;
+        Ok(Self { base, len })
+    }
+
+    /// `len` bytes of zeroed memory.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn anonymous(len: usize) -> Result<Self, Errno> {
+        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel chooses a place where nothing is.
+        let base = unsafe { mmap_anonymous(null_mut(), len, prot, MapFlags::SHARED) }?;
+        Ok(Self { base, len })
+    }
+
+    /// Where it is in this process.
+    pub fn address(&self) -> u64 {
+        self.base as u64
+    }
+
+    /// Bytes.
+    pub const fn len(&self) -> u64 {
+        self.len as u64
+    }
+
+    /// Whether it has no bytes, which the kernel does not allow.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The place of an access of `bytes` at `offset`; `None` outside, or where it is not aligned.
+    fn at(&self, offset: u64, bytes: u64) -> Option<*mut c_void> {
+        let inside = offset.checked_add(bytes).is_some_and(|end| end <= self.len());
+        (inside && offset.is_multiple_of(bytes.max(1)))
+            .then(|| self.base.wrapping_byte_add(offset as usize))
+    }
+
+    /// Reads one value; all ones outside, as from a bus where nobody answers.
+    pub fn read(&self, offset: u64, width: Width) -> u64 {
+        let Some(at) = self.at(offset, width.bytes()) else { return u64::MAX };
+        // SAFETY: `at` is inside the mapping, which lives as long as `self`, and aligned; volatile, because
+        // others write there.
+        unsafe {
+            match width {
+                Width::Byte => at.cast::<u8>().read_volatile().into(),
+                Width::Word => at.cast::<u16>().read_volatile().into(),
+                Width::Dword => at.cast::<u32>().read_volatile().into(),
+                Width::Qword => at.cast::<u64>().read_volatile(),
+            }
+        }
+    }
+
+    /// Writes one value; dropped outside.
+    pub fn write(&self, offset: u64, width: Width, value: u64) {
+        let Some(at) = self.at(offset, width.bytes()) else { return };
+        // SAFETY: as in `read`.
+        unsafe {
+            match width {
+                Width::Byte => at.cast::<u8>().write_volatile(value as u8),
+                Width::Word => at.cast::<u16>().write_volatile(value as u16),
+                Width::Dword => at.cast::<u32>().write_volatile(value as u32),
+                Width::Qword => at.cast::<u64>().write_volatile(value),
+            }
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: this mapping is ours, and no reference into it exists: every access is a copy.
+        // It cannot fail for a range that was mapped.
+        let _ = unsafe { munmap(self.base, self.len) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_width_lands_where_it_belongs() {
+        let memory = Mapping::anonymous(4096).unwrap();
+        memory.write(8, Width::Qword, 0x8877_6655_4433_2211);
+        assert_eq!(memory.read(8, Width::Byte), 0x11);
+        assert_eq!(memory.read(10, Width::Word), 0x4433);
+        assert_eq!(memory.read(12, Width::Dword), 0x8877_6655);
+        memory.write(9, Width::Byte, 0xabff);
+        assert_eq!(memory.read(8, Width::Qword), 0x8877_6655_4433_ff11);
+    }
+
+    #[test]
+    fn nothing_answers_outside() {
+        let memory = Mapping::anonymous(4096).unwrap();
+        for (offset, width) in
+            [(4096, Width::Byte), (4094, Width::Dword), (u64::MAX, Width::Word), (2, Width::Dword)]
+        {
+            memory.write(offset, width, 0);
+            assert_eq!(memory.read(offset, width), u64::MAX, "{offset}");
+        }
+    }
+}

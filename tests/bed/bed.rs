@@ -1,0 +1,81 @@
+//! Where the bed and the programs are.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// What `make bed` has built, and what runs in it.
+pub(crate) struct Bed {
+    /// Starts QEMU.
+    pub(crate) qemu: PathBuf,
+    pub(crate) kernel: PathBuf,
+    pub(crate) initramfs: PathBuf,
+    /// The command.
+    pub(crate) beamline: PathBuf,
+    /// Static programs for the guest.
+    programs: PathBuf,
+}
+
+impl Bed {
+    /// The bed; where it is not built, prints that `test` is skipped, and why.
+    ///
+    /// # Panics
+    /// Where `BEAMLINE_BED` says where it is, and it is not.
+    pub(crate) fn ready(test: &str) -> Option<Self> {
+        match Self::look() {
+            Ok(bed) => Some(bed),
+            Err(why) if std::env::var_os("BEAMLINE_BED").is_none() => {
+                println!("skip: {test}: {why}");
+                None
+            }
+            Err(why) => panic!("{why}"),
+        }
+    }
+
+    fn look() -> Result<Self, String> {
+        let program = std::env::current_exe().map_err(|e| e.to_string())?;
+        // A test program is at <target>/<profile>/deps/<name>-<hash>.
+        let profile = program.ancestors().nth(2).ok_or("this program is not in a target folder")?;
+        let target = profile.parent().ok_or("this program is not in a target folder")?;
+        let bed =
+            std::env::var_os("BEAMLINE_BED").map_or_else(|| target.join("bed"), PathBuf::from);
+        // The last that is made.
+        if !bed.join("initramfs.key").is_file() {
+            return Err(format!("there is no testbed in {}; `make bed` builds it", bed.display()));
+        }
+        let programs = target.join("x86_64-unknown-linux-gnu/bed");
+        if !programs.join("beamline-pacer-probe").is_file() {
+            return Err("there are no guest programs; `make bed` builds them".into());
+        }
+        Ok(Self {
+            qemu: bed.join("qemu-system-x86_64"),
+            kernel: bed.join("vmlinuz"),
+            initramfs: bed.join("initramfs.gz"),
+            beamline: command(target, profile)?,
+            programs,
+        })
+    }
+
+    /// The bytes of a program for the guest.
+    pub(crate) fn program(&self, name: &str) -> Vec<u8> {
+        std::fs::read(self.programs.join(name)).unwrap()
+    }
+}
+
+/// The newest `beamline` in the target folder; where there is none, it is built.
+fn command(target: &Path, profile: &Path) -> Result<PathBuf, String> {
+    let built = ["debug", "release"].map(|p| target.join(p).join("beamline"));
+    let age = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    if let Some(newest) = built.into_iter().filter(|p| p.is_file()).max_by_key(age) {
+        return Ok(newest);
+    }
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--locked", "-p", "beamline"]).env("CARGO_TARGET_DIR", target);
+    if profile.ends_with("release") {
+        cargo.arg("--release");
+    }
+    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    let status = cargo.status().map_err(|e| format!("cargo cannot be started: {e}"))?;
+    // What does not build is no reason to skip.
+    assert!(status.success(), "`cargo build -p beamline`: {status}");
+    Ok(profile.join("beamline"))
+}

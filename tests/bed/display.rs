@@ -1,0 +1,169 @@
+//! The stock kernel's `virtio_gpu` on the vGPU: a text console, compared with the same on QEMU's own device.
+
+use crate::bed::Bed;
+use crate::guest::{Guest, Machine};
+use crate::host::{Host, SLICE};
+use crate::sockets::{get, screendump};
+use crate::{turn, words};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+/// The slice's size.
+const SIZE: (u32, u32) = (640, 480);
+/// Bounds the wait for the picture.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// Between two looks: a driver's console has no event that says when it has been drawn.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Loads the driver and writes to its console; holds the picture until a line comes.
+const SCRIPT: &str = r"
+modprobe virtio_gpu || exit
+for fb in /sys/class/graphics/fb[0-9]*; do
+    echo display: name=$(cat $fb/name) size=$(cat $fb/virtual_size)
+done
+for connector in /sys/class/drm/card*-*; do
+    echo connector: status=$(cat $connector/status) mode=$(head -n 1 $connector/modes) \
+        edid=$(wc -c <$connector/edid)
+done
+{
+    printf '\033[?25l\033[2J\033[3J\033[H'
+    line=1
+    while [ $line -le 20 ]; do
+        printf 'line %d: \033[3%dmthe quick brown fox\033[0m jumps over the lazy dog\r\n' \
+            $line $((line % 8))
+        line=$((line + 1))
+    done
+} >/dev/tty1
+dmesg | grep -c 'virtio_gpu.*ERROR.*response' | sed 's/^/refused: /'
+echo shown
+read -r _
+";
+
+/// Width, height and pixels, three bytes each.
+#[derive(PartialEq, Eq)]
+struct Picture {
+    size: (u32, u32),
+    rgb: Vec<u8>,
+}
+
+impl Picture {
+    fn parse(png: &[u8]) -> Self {
+        let mut decoder = png::Decoder::new(std::io::Cursor::new(png));
+        decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
+        let mut reader = decoder.read_info().unwrap();
+        let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut bytes).unwrap();
+        bytes.truncate(info.buffer_size());
+        let samples = info.color_type.samples();
+        assert!(samples >= 3, "the picture has no colours: {:?}", info.color_type);
+        let rgb = bytes.chunks_exact(samples).flat_map(|pixel| pixel[..3].to_vec()).collect();
+        Self { size: (info.width, info.height), rgb }
+    }
+
+    /// Pixels that are not black.
+    fn lit(&self) -> usize {
+        self.rgb.chunks_exact(3).filter(|pixel| pixel.iter().any(|byte| *byte != 0)).count()
+    }
+
+    /// Pixels that differ from another's of the same size.
+    fn different(&self, other: &Self) -> usize {
+        assert_eq!(self.size, other.size);
+        let pairs = self.rgb.chunks_exact(3).zip(other.rgb.chunks_exact(3));
+        pairs.filter(|(a, b)| a != b).count()
+    }
+}
+
+/// The picture of [`draw_reference`].
+fn reference(bed: &Bed) -> &'static Picture {
+    static DRAWN: OnceLock<Picture> = OnceLock::new();
+    DRAWN.get_or_init(|| draw_reference(bed))
+}
+
+/// What QEMU's own device shows of the same console, once two looks saw the same.
+fn draw_reference(bed: &Bed) -> Picture {
+    let folder = tempfile::tempdir().unwrap();
+    let (width, height) = SIZE;
+    let machine = Machine {
+        script: SCRIPT,
+        programs: &[],
+        devices: vec![format!("virtio-gpu-pci,bus=pcie.0,addr=5,xres={width},yres={height}")],
+        iommu: false,
+        words: "",
+    };
+    let mut guest = Guest::boot(bed, folder.path(), &machine);
+    guest.until("shown");
+    let file = folder.path().join("screen.png");
+    let look = || {
+        screendump(&guest.qmp(), &file);
+        Picture::parse(&std::fs::read(&file).unwrap())
+    };
+    let end = Instant::now() + PATIENCE;
+    let mut picture = look();
+    loop {
+        std::thread::sleep(LOOK);
+        let next = look();
+        if next.lit() > 0 && next == picture {
+            break;
+        }
+        picture = next;
+        assert!(Instant::now() < end, "QEMU's own display comes to no rest");
+    }
+    guest.say("enough");
+    guest.finish();
+    picture
+}
+
+#[test]
+fn the_stock_driver_shows_its_console() {
+    const TEST: &str = "the_stock_driver_shows_its_console";
+    let Some(bed) = Bed::ready(TEST) else { return };
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let host = Host::start(&bed, folder.path(), 60);
+    let machine =
+        Machine { script: SCRIPT, programs: &[], devices: host.devices(), iommu: false, words: "" };
+    let mut guest = Guest::boot(&bed, folder.path(), &machine);
+    let refused = guest.until("refused: ");
+    guest.until("shown");
+    if refused != "refused: 0" {
+        println!("skip: {TEST}: the vGPU does not serve virtio-gpu's 2D commands yet");
+        return;
+    }
+    if !host.control().exists() {
+        println!("skip: {TEST}: the host has no control socket yet, so nobody sees the picture");
+        return;
+    }
+    let expected = reference(&bed);
+    let end = Instant::now() + PATIENCE;
+    let (picture, different) = loop {
+        let (status, body) = get(&host.control(), &format!("/slices/{SLICE}/scanout.png"));
+        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
+        let picture = Picture::parse(&body);
+        assert_eq!(picture.size, expected.size);
+        let different = picture.different(expected);
+        if different == 0 || Instant::now() > end {
+            break (picture, different);
+        }
+        std::thread::sleep(LOOK);
+    };
+    assert_eq!(different, 0, "pixels differ; {} of ours are lit", picture.lit());
+    guest.say("enough");
+    let said = guest.finish();
+    let connector = said.iter().find(|line| line.starts_with("connector: ")).expect("a connector");
+    let connector = words(connector);
+    assert_eq!(connector["status"], "connected");
+    assert_eq!(connector["mode"], format!("{}x{}", SIZE.0, SIZE.1));
+    assert_ne!(connector["edid"], "0", "the display has no EDID");
+    host.stop();
+}
+
+/// What the comparison rests on: the script draws, and the same twice.
+#[test]
+fn the_console_to_compare_with_is_always_the_same() {
+    let Some(bed) = Bed::ready("the_console_to_compare_with_is_always_the_same") else { return };
+    let _turn = turn();
+    let (one, two) = (reference(&bed), draw_reference(&bed));
+    assert_eq!(one.size, SIZE);
+    assert!(one.lit() > 1000, "{} pixels are lit", one.lit());
+    assert_eq!(one.different(&two), 0);
+}

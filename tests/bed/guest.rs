@@ -1,0 +1,126 @@
+//! A Linux guest in QEMU, on a processor in software.
+
+use crate::archive::Initramfs;
+use crate::bed::Bed;
+use crate::process::Process;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Said by the guest's first process.
+const UP: &str = "bed: up ";
+/// Said by it when `/test.sh` has ended, with its status.
+const END: &str = "bed: end ";
+
+/// What QEMU complains of.
+const QEMU_LOG: &str = "qemu.log";
+/// The kernel's console.
+const CONSOLE_LOG: &str = "console.log";
+
+/// What a guest is made of.
+pub(crate) struct Machine<'a> {
+    /// What it does, in the shell's language.
+    pub(crate) script: &'a str,
+    /// Programs beside the script.
+    pub(crate) programs: &'a [&'a str],
+    /// Devices of QEMU.
+    pub(crate) devices: Vec<String>,
+    /// Whether there is an IOMMU, without which nothing can be driven from user space.
+    pub(crate) iommu: bool,
+    /// Further words on the kernel's command line.
+    pub(crate) words: &'a str,
+}
+
+/// A guest that runs.
+pub(crate) struct Guest {
+    process: Process,
+    folder: PathBuf,
+}
+
+impl Guest {
+    /// Starts a guest whose files are in `folder`, and waits until it is up.
+    pub(crate) fn boot(bed: &Bed, folder: &Path, machine: &Machine<'_>) -> Self {
+        let mut initramfs =
+            Initramfs::on(&bed.initramfs).file("test.sh", machine.script.as_bytes());
+        for name in machine.programs {
+            initramfs = initramfs.file(name, &bed.program(name));
+        }
+        let initrd = folder.join("initramfs");
+        std::fs::write(&initrd, initramfs.finish()).unwrap();
+
+        let mut words = format!("console=ttyS0 panic=-1 quiet {}", machine.words);
+        let mut command = Command::new(&bed.qemu);
+        command
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", "512M"])
+            // The functions' servers map the guest's memory, so it is a file that can be shared.
+            .args(["-object", "memory-backend-memfd,id=memory,size=512M,share=on"])
+            .args(["-M", "q35,memory-backend=memory,kernel-irqchip=split"])
+            .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
+            // It dies with this process, also where that is killed.
+            .args(["-run-with", "exit-with-parent=on"])
+            .arg("-serial")
+            .arg(format!("file:{}", folder.join(CONSOLE_LOG).display()))
+            .args(["-serial", "stdio"])
+            .arg("-qmp")
+            .arg(format!("unix:{},server=on,wait=off", qmp(folder).display()))
+            .arg("-kernel")
+            .arg(&bed.kernel)
+            .arg("-initrd")
+            .arg(&initrd);
+        if machine.iommu {
+            command.args(["-device", "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"]);
+            words.push_str(" intel_iommu=on");
+        }
+        for device in &machine.devices {
+            command.args(["-device", device]);
+        }
+        command.args(["-append", &words]);
+        // It warns of what it lacks at every start.
+        command.stderr(File::create(folder.join(QEMU_LOG)).unwrap());
+        let mut guest =
+            Self { process: Process::start("guest", &mut command, true), folder: folder.into() };
+        guest.until(UP);
+        guest
+    }
+
+    /// The next line that starts with `start`.
+    pub(crate) fn until(&mut self, start: &str) -> String {
+        self.process.until(start)
+    }
+
+    /// Says a line, for the script's `read`.
+    pub(crate) fn say(&mut self, line: &str) {
+        self.process.say(line);
+    }
+
+    /// QEMU's control socket.
+    pub(crate) fn qmp(&self) -> PathBuf {
+        qmp(&self.folder)
+    }
+
+    /// Waits until the guest has switched off; everything that it said.
+    ///
+    /// # Panics
+    /// Where its script failed, with the kernel's console.
+    pub(crate) fn finish(self) -> Vec<String> {
+        let (status, said) = self.process.finish();
+        let logs = logs(&self.folder);
+        assert!(status.success(), "QEMU ended with {status}{logs}");
+        let end = said.iter().rev().find_map(|line| line.strip_prefix(END));
+        assert_eq!(end, Some("0"), "the guest's script failed{logs}");
+        said
+    }
+}
+
+/// What QEMU and the kernel said.
+fn logs(folder: &Path) -> String {
+    let log = |file: &str| {
+        let text = std::fs::read(folder.join(file)).unwrap_or_default();
+        format!("\n--- {file}:\n{}", String::from_utf8_lossy(&text))
+    };
+    [QEMU_LOG, CONSOLE_LOG].map(log).concat()
+}
+
+fn qmp(folder: &Path) -> PathBuf {
+    folder.join("qmp.sock")
+}

@@ -1,0 +1,77 @@
+//! `beamline host` with one slice.
+
+use crate::bed::Bed;
+use crate::process::Process;
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// The slice's name.
+pub(crate) const SLICE: &str = "one";
+
+/// A host that serves one slice, in a folder of its own.
+pub(crate) struct Host {
+    process: Process,
+    folder: PathBuf,
+}
+
+impl Host {
+    /// Starts a host and waits until a VMM can attach. The GPU is a model: nothing here draws with it.
+    pub(crate) fn start(bed: &Bed, folder: &Path, hz: u32) -> Self {
+        let config = format!(
+            "run_dir = \"run\"\n[gpu]\nbackend = \"model\"\n\
+             [[slice]]\nname = \"{SLICE}\"\nwidth = 640\nheight = 480\n\
+             [slice.contract]\nrefresh_hz = \"{hz}\"\nclass = \"elastic\"\n\
+             budget_ms = 2.0\nmax_job_ms = 2.0\n"
+        );
+        let file = folder.join("host.toml");
+        std::fs::write(&file, config).unwrap();
+        let mut command = Command::new(&bed.beamline);
+        command
+            // It dies with this process, also where that is killed.
+            .arg(format!("--follow={}", std::process::id()))
+            .arg("host")
+            .arg(file)
+            .env("RUST_LOG", "info")
+            .stderr(File::create(folder.join("host.log")).unwrap());
+        let mut process = Process::start("host", &mut command, false);
+        process.until(r#"{"event":"ready""#);
+        Self { process, folder: folder.to_owned() }
+    }
+
+    /// The two functions, as devices of QEMU at the slots 4 and 5.
+    pub(crate) fn devices(&self) -> Vec<String> {
+        [("pacer", 4), ("gpu", 5)]
+            .map(|(function, slot)| {
+                let socket = self.folder.join(format!("run/{SLICE}-{function}.sock"));
+                serde_json::json!({
+                    "driver": "vfio-user-pci",
+                    "socket": { "type": "unix", "path": socket },
+                    "bus": "pcie.0",
+                    "addr": slot.to_string(),
+                })
+                .to_string()
+            })
+            .into()
+    }
+
+    /// Where the host listens to requests.
+    pub(crate) fn control(&self) -> PathBuf {
+        self.folder.join("run/control.sock")
+    }
+
+    /// Asks the host to end.
+    ///
+    /// # Panics
+    /// Where it does not drain, or has refused something that a client asked of it.
+    pub(crate) fn stop(self) {
+        kill_process(Pid::from_child(self.process.id()), Signal::TERM).unwrap();
+        let (status, said) = self.process.finish();
+        let log = std::fs::read_to_string(self.folder.join("host.log")).unwrap();
+        assert!(status.success(), "the host ended with {status}:\n{log}");
+        assert_eq!(said.last().map(String::as_str), Some(r#"{"event":"drained"}"#));
+        let refused: Vec<&str> = log.lines().filter(|line| line.contains("refused")).collect();
+        assert!(refused.is_empty(), "the host refused what QEMU asked:\n{}", refused.join("\n"));
+    }
+}

@@ -1,0 +1,30 @@
+//! Slices under a VMM and a kernel that are not ours: QEMU in software and a stock Debian kernel.
+//!
+//! A real `beamline host`, a real QEMU with its `vfio-user-pci`, and a guest that says what it sees. `make
+//! bed` builds what is needed; without it the tests say so and are skipped. `BEAMLINE_BED` says where it is.
+
+mod archive;
+mod bed;
+mod display;
+mod frames;
+mod functions;
+mod guest;
+mod host;
+mod pacer;
+mod process;
+mod sockets;
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// One guest at a time: two would share the machine's few CPUs.
+static TURN: Mutex<()> = Mutex::new(());
+
+fn turn() -> MutexGuard<'static, ()> {
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The `name=value` words of a line.
+fn words(line: &str) -> HashMap<&str, &str> {
+    line.split_whitespace().filter_map(|word| word.split_once('=')).collect()
+}
