@@ -17,11 +17,16 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Starts a host and waits until a VMM can attach. The GPU is a model: nothing here draws with it.
+    /// A host whose slice offers contexts.
     pub(crate) fn start(bed: &Bed, folder: &Path, hz: u32) -> Self {
+        Self::start_as(bed, folder, hz, "render")
+    }
+
+    /// Starts a host and waits until a VMM can attach. The GPU is a model: nothing here draws with it.
+    pub(crate) fn start_as(bed: &Bed, folder: &Path, hz: u32, profile: &str) -> Self {
         let config = format!(
             "run_dir = \"run\"\n[gpu]\nbackend = \"model\"\n\
-             [[slice]]\nname = \"{SLICE}\"\nwidth = 640\nheight = 480\n\
+             [[slice]]\nname = \"{SLICE}\"\nwidth = 640\nheight = 480\nprofile = \"{profile}\"\n\
              [slice.contract]\nrefresh_hz = \"{hz}\"\nclass = \"elastic\"\n\
              budget_ms = 2.0\nmax_job_ms = 2.0\n"
         );
