@@ -31,6 +31,9 @@ const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
 pub const MAX_MAPPINGS: usize = 4096;
 /// Most files of one device: each is a mapping of this process, of which the system allows some 65,000.
 pub const MAX_FILES: usize = 64;
+/// Most bytes of all files of one device: as many as a large guest has, and so few that those of all slices
+/// leave room in this process's address space. Files of holes cost their owner nothing.
+pub const MAX_FILE_BYTES: u64 = 512 << 30;
 
 /// An address as the guest's device sees it: an I/O virtual address, which without a virtual IOMMU is a
 /// guest physical one.
@@ -111,6 +114,12 @@ pub enum MemoryError {
     /// There are [`MAX_MAPPINGS`] or [`MAX_FILES`] already.
     #[error("a device takes at most {MAX_MAPPINGS} mappings of {MAX_FILES} files")]
     TooMany,
+    /// The files that are mapped would be longer than [`MAX_FILE_BYTES`] together.
+    #[error("the files that a device maps have at most {MAX_FILE_BYTES} bytes; this one has {len}")]
+    TooLarge {
+        /// Bytes of the new file.
+        len: u64,
+    },
     /// No mapping has exactly this range.
     #[error("no mapping has exactly {size} bytes at {start}")]
     NoSuchMapping {
@@ -199,12 +208,6 @@ struct Table {
 }
 
 impl Table {
-    /// The range that holds `at`.
-    fn find(&self, at: u64) -> Option<&Range> {
-        let after = self.ranges.partition_point(|r| r.start <= at);
-        self.ranges[..after].last().filter(|r| at < r.end)
-    }
-
     /// Calls `each` with memory, offset in it, and bytes, for every part of the access in order.
     fn visit(
         &self,
@@ -215,8 +218,13 @@ impl Table {
     ) -> Result<(), MemoryError> {
         let end = start.0.checked_add(len).ok_or(MemoryError::Wraps { start, len })?;
         let mut at = start.0;
+        let first = self.ranges.partition_point(|r| r.end <= at);
+        let mut ranges = self.ranges[first..].iter();
         while at < end {
-            let range = self.find(at).ok_or(MemoryError::NotMapped { at: Gpa(at), start, len })?;
+            let range = ranges
+                .next()
+                .filter(|range| range.start <= at)
+                .ok_or(MemoryError::NotMapped { at: Gpa(at), start, len })?;
             let right = if write { range.flags.write } else { range.flags.read };
             let memory = range.memory.as_ref().filter(|_| right).ok_or({
                 MemoryError::Forbidden {
@@ -255,6 +263,10 @@ impl Table {
             None if files.len() >= MAX_FILES => return Err(MemoryError::TooMany),
             None => {
                 let (len, write) = (checked.len, map.flags.write);
+                let mapped: u64 = files.iter().map(|file| file.len).sum();
+                if len > MAX_FILE_BYTES - mapped {
+                    return Err(MemoryError::TooLarge { len });
+                }
                 let mapping = Mapping::new(fd, 0, len as usize, write)
                     .map_err(|errno| MemoryError::System { call: "mmap", errno })?;
                 Arc::new(File { id: checked.id, len, write, mapping })

@@ -135,7 +135,13 @@ impl Ledger {
         let others = self.current(Some(index));
         let there = self.judge(Some(index), new)?;
         let (way, promised) = self.way(&others, index, old, there);
-        let both = [old.contract.class, new.class] == [Class::Reserved; 2];
+        let steady = match way {
+            Way::Stay => true,
+            Way::Slew(_) => promised,
+            // One frame begins at neither of the two phases.
+            Way::Restart(_) => self.promise.proof == Proof::OffsetFree,
+        };
+        let [was, is] = [&old.contract, new].map(|c| c.class == Class::Reserved);
         let join = join(&old.contract, new);
         let joined =
             || self.admission.try_admit(&others, &join).is_ok_and(|a| a.proof == Proof::OffsetFree);
@@ -145,17 +151,22 @@ impl Ledger {
             .saturating_add(Nanos(2 * longest.0))
             .saturating_add(old.contract.deadline)
             .saturating_add(pause);
-        let (interim, busy) = if !both || (promised && joined()) {
-            let freed = old.contract.class == Class::Reserved && (!both || join != *new);
-            (None, if freed { due } else { Nanos::ZERO })
+        // Admission counts on the new phase: nobody else comes or changes before the vblanks are there.
+        let on_the_way = match way {
+            Way::Slew(_) if is => Nanos(SLEW_PERIODS * longest.0),
+            Way::Restart(_) if is => longest,
+            _ => Nanos::ZERO,
+        };
+        let (interim, busy) = if !is || (steady && (!was || joined())) {
+            let freed = was && (!is || join != *new);
+            let waits = freed || on_the_way > Nanos::ZERO;
+            (None, if waits { due.saturating_add(on_the_way) } else { Nanos::ZERO })
         } else {
             let interim = Contract { class: Class::Elastic, ..*new };
             if let Err(refusal) = self.admission.try_admit(&others, &interim) {
                 self.promise = promise;
                 return Err(refusal.into());
             }
-            let slews = matches!(way, Way::Slew(_));
-            let on_the_way = if slews { Nanos(SLEW_PERIODS * longest.0) } else { longest };
             (Some(interim), due.saturating_add(on_the_way))
         };
         self.places[usize::from(index)] = Some(there);
@@ -324,6 +335,61 @@ mod tests {
         let change = ledger.change(0, &less, until).unwrap();
         assert_eq!((change.interim, change.way), (None, Way::Stay));
         assert_eq!(ledger.place(0).map(|place| place.contract), Some(less));
+    }
+
+    /// A headset, and a game whose longest job fits between the headset's jobs, but not before its late latch.
+    fn phased() -> (Contract, Contract) {
+        let us = Nanos::from_micros;
+        let late_latch = Some(LateLatch { window: us(1_200), budget: us(400) });
+        let guard = Guard::Release;
+        let headset = Contract {
+            budget: us(1_600),
+            max_job: us(1_600),
+            late_latch,
+            guard,
+            ..contract(90, Class::Reserved, 0)
+        };
+        let game = Contract {
+            budget: us(700),
+            jitter: us(100),
+            guard,
+            ..contract(60, Class::Reserved, 0)
+        };
+        (headset, game)
+    }
+
+    #[test]
+    fn nothing_is_promised_on_the_way_to_a_phase_that_the_set_rests_on() {
+        let (headset, game) = phased();
+        let elastic = Contract { class: Class::Elastic, ..game };
+        let mut ledger = ledger();
+        ledger.admit(0, &headset, BEGIN).unwrap();
+        let from = ledger.admit(1, &elastic, BEGIN).unwrap().phase;
+        let change = ledger.change(1, &game, BEGIN).unwrap();
+        assert_eq!(ledger.promise().proof, Proof::Phased);
+        let Way::Slew(to) = change.way else { panic!("{change:?}") };
+        assert_ne!(from, to);
+        assert_eq!(change.interim, Some(elastic));
+        let Err(NotNow::Busy(until)) = ledger.admit(2, &elastic, BEGIN) else { panic!("at once") };
+        assert!(until.saturating_sub(BEGIN) > Nanos(101 * game.period.floor().0));
+    }
+
+    #[test]
+    fn nobody_else_comes_while_promised_vblanks_move() {
+        let mut ledger = ledger();
+        ledger.admit(0, &contract(60, Class::Reserved, 2), BEGIN).unwrap();
+        let from = ledger.admit(1, &contract(60, Class::Reserved, 2), BEGIN).unwrap().phase;
+        let more = contract(60, Class::Reserved, 5);
+        let change = ledger.change(1, &more, BEGIN).unwrap();
+        assert_eq!((ledger.promise().proof, change.interim), (Proof::OffsetFree, None));
+        let next = ledger.admit(2, &contract(60, Class::Reserved, 1), BEGIN);
+        match change.way {
+            Way::Slew(to) => {
+                assert_ne!(from, to);
+                assert!(matches!(next, Err(NotNow::Busy(_))), "{next:?}");
+            }
+            way => assert!(way == Way::Stay && next.is_ok(), "{way:?} {next:?}"),
+        }
     }
 
     #[test]

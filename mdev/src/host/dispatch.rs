@@ -203,6 +203,8 @@ pub(super) fn run(
                 let _ = captures.swap_remove(n).1.send(event);
             }
         }
+        // A renderer that is gone answers nobody.
+        captures.retain(|(key, _)| dispatcher.ready(key.index) == Some(*key));
         let Ok(request) = control.queue.pop() else {
             // A host that is gone wants nothing more.
             if control.queue.is_abandoned() {

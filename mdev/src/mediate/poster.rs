@@ -71,8 +71,10 @@ pub struct Poster {
 
 impl Poster {
     /// A poster whose guest has not come yet.
-    pub fn new(parts: PosterParts) -> Self {
+    pub fn new(mut parts: PosterParts) -> Self {
         let page = blank(&parts);
+        // A guest sees its contract before its first vblank.
+        parts.pacer.publish(&page);
         let (width, height) = parts.display;
         Self {
             edid: Edid::new(width, height, parts.contract.period),

@@ -319,6 +319,7 @@ impl Worker {
         self.resources.clear();
         self.generation = Generation(self.generation.0.wrapping_add(1));
         self.parts.pacer.set_generation(self.generation);
+        self.parts.pacer.set_state(SliceState::Normal);
         // The ring holds more than can be on its way, see `hand_over`.
         self.worked |= self.parts.work.push(Work::Detach).is_ok();
     }

@@ -1,5 +1,5 @@
 use super::*;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 
 const PAGE: u64 = 4096;
 
@@ -159,6 +159,20 @@ fn files_are_bounded() {
     memory.map(more()).unwrap();
 }
 
+/// Files of holes cost a VMM nothing, and this process its address space.
+#[test]
+fn the_length_of_all_files_is_bounded() {
+    let memory = GuestMemory::new();
+    let half = MAX_FILE_BYTES / 2;
+    memory.map(map_of(0, PAGE, Some(memfd(half)))).unwrap();
+    memory.map(map_of(PAGE, PAGE, Some(memfd(half - PAGE)))).unwrap();
+    let len = 2 * PAGE;
+    let more = || map_of(1 << 40, PAGE, Some(memfd(len)));
+    assert_eq!(memory.map(more()), Err(MemoryError::TooLarge { len }));
+    memory.unmap(Gpa(0), PAGE).unwrap();
+    memory.map(more()).unwrap();
+}
+
 #[test]
 fn atomics_want_alignment() {
     let memory = GuestMemory::for_test(4096).unwrap();
@@ -178,27 +192,29 @@ fn nothing_reads_after_unmap_returns() {
     const POISON: u64 = 0xdead_dead_dead_dead;
     let memory = GuestMemory::new();
     let stop = AtomicBool::new(false);
+    let seen = AtomicU64::new(0);
     std::thread::scope(|scope| {
         for _ in 0..2 {
             scope.spawn(|| {
-                let mut seen = 0u64;
                 let mut buffer = [0u8; 1024];
                 while !stop.load(Ordering::Relaxed) {
                     if memory.read(Gpa(0), &mut buffer).is_ok() {
-                        seen += 1;
+                        seen.fetch_add(1, Ordering::Relaxed);
                         for word in buffer.as_chunks::<8>().0 {
                             assert_ne!(u64::from_ne_bytes(*word), POISON);
                         }
                     }
                 }
-                seen
             });
         }
         for _ in 0..300 {
             let fd = memfd(PAGE);
             let ours = Mapping::new(fd.as_fd(), 0, PAGE as usize, true).unwrap();
+            let before = seen.load(Ordering::Relaxed);
             memory.map(map_of(0, PAGE, Some(fd))).unwrap();
-            std::thread::yield_now();
+            while seen.load(Ordering::Relaxed) == before {
+                std::thread::yield_now();
+            }
             memory.unmap(Gpa(0), PAGE).unwrap();
             for offset in (0..1024).step_by(8) {
                 ours.store_u64(offset, POISON);

@@ -83,7 +83,7 @@ impl PacerShared {
         self.reason_count.fetch_add(1, Ordering::Release);
     }
 
-    /// Sets what STATUS reads. The host clears `Lost` when it has seen the reset that it asks for.
+    /// Sets what STATUS reads. `Lost` is cleared when the context ends.
     pub fn set_state(&self, state: SliceState) {
         self.state.store(state as u32, Ordering::Release);
     }
@@ -98,9 +98,9 @@ impl PacerShared {
         Generation(self.generation.load(Ordering::Acquire))
     }
 
-    /// Clears STATUS, REASON and its count: they are of no concern to the guest that comes next.
+    /// Clears REASON and its count: they are of no concern to the guest that comes next. A context that is lost
+    /// stays so until it ends.
     pub fn forget_faults(&self) {
-        self.set_state(SliceState::Normal);
         self.reason.store(Reason::None as u32, Ordering::Relaxed);
         self.reason_count.store(0, Ordering::Release);
     }

@@ -77,6 +77,11 @@ fn control_status_and_reason() {
     handle.shared().set_reason(Reason::Quota);
     handle.shared().set_reason(Reason::Shader);
     assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::REASON, 8), 2 << 32 | 6);
+    handle.shared().set_state(SliceState::Lost);
+    handle.shared().forget_faults();
+    assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::REASON, 8), 0);
+    assert_eq!(status(&mut pacer), status::LOST, "the context is lost until it ends");
+    handle.shared().set_state(SliceState::Normal);
 
     pacer.region_write(REGISTERS_BAR, reg::CONTROL.into(), &[0]).unwrap();
     assert!(handle.vblank_enabled(), "a narrow write is dropped");

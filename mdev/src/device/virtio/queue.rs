@@ -19,6 +19,9 @@ pub const MAX_QUEUE_SIZE: u16 = 256;
 /// Most descriptors of a chain: a header, the longest payload in pages that are not contiguous, an answer.
 /// The longest is the list of a resource's 16,384 pieces of guest memory, in 64 pages and a part.
 pub const MAX_CHAIN: usize = 68;
+/// Most bytes of a chain's buffers: the longest requests have some 256 KiB. Checking a buffer takes time for each
+/// mapping that it lies in.
+pub const MAX_BYTES: u64 = 4 << 20;
 /// Most buffers of a chain that an answer uses; room beyond them is left alone.
 pub const MAX_REPLY_BUFFERS: usize = 4;
 
@@ -67,6 +70,12 @@ pub enum QueueError {
     /// The chain loops or is too long.
     #[error("the chain from descriptor {head} has more than {MAX_CHAIN} descriptors, or loops")]
     TooLong {
+        /// The chain.
+        head: u16,
+    },
+    /// The buffers of a chain are longer together than any request.
+    #[error("the chain from descriptor {head} has more than {MAX_BYTES} bytes")]
+    TooLarge {
         /// The chain.
         head: u16,
     },
@@ -332,6 +341,7 @@ impl Shared {
         let mut chain =
             Chain { head, readable: 0, total: 0, buffers: [Buffer::default(); MAX_CHAIN] };
         let mut index = head;
+        let mut bytes = 0;
         for place in &mut chain.buffers {
             let descriptor = self.descriptor(index)?;
             let writable = descriptor.flags & ring::DESC_WRITE != 0;
@@ -339,6 +349,11 @@ impl Shared {
                 return Err(QueueError::Order { index });
             }
             let Buffer { at, len } = descriptor.buffer;
+            // At most MAX_CHAIN lengths of 32 bits.
+            bytes += u64::from(len);
+            if bytes > MAX_BYTES {
+                return Err(QueueError::TooLarge { head });
+            }
             self.memory.check(at, len.into(), writable)?;
             *place = descriptor.buffer;
             chain.total += 1;

@@ -151,8 +151,12 @@ fn hostile_chains_are_refused() {
         })
     );
     let mut bench = Bench::new();
-    bench.descriptor(0, u64::MAX - 2, u32::MAX, ring::DESC_WRITE, 0);
+    bench.descriptor(0, u64::MAX - 2, 8, ring::DESC_WRITE, 0);
     assert!(matches!(bench.refused(0), QueueError::Memory(MemoryError::Wraps { .. })));
+    let mut bench = Bench::new();
+    bench.descriptor(0, DATA, 4, ring::DESC_NEXT, 1);
+    bench.descriptor(1, 0, MAX_BYTES as u32, ring::DESC_WRITE, 0);
+    assert_eq!(bench.refused(0), QueueError::TooLarge { head: 0 });
 }
 
 #[test]

@@ -11,6 +11,11 @@ pub(super) const MAX_PIECES: u32 = 16_384;
 const COPIED: usize = 64;
 /// What it costs to find and read a piece, in bytes copied.
 const PIECE_COST: u64 = 128;
+/// Most bytes of all pieces: twice the largest image.
+const MAX_BYTES: u64 = 2 << 30;
+/// Bytes of a piece that may lie in a mapping of their own, and what it costs to look at that.
+const PAGE: u64 = 4096;
+const PAGE_COST: u64 = 32;
 
 /// A piece, which ends at byte `end` of all of them together.
 #[derive(Clone, Copy, Debug)]
@@ -47,15 +52,18 @@ impl Backing {
                 if len == 0 || start.checked_add(len).is_none() {
                     return Err(Refused::Parameter);
                 }
-                guest.check(start, len)?;
                 // At most 2^14 pieces of less than 2^32 bytes.
                 end += len;
+                if end > MAX_BYTES {
+                    return Err(Refused::Parameter);
+                }
+                *cost += PIECE_COST + len / PAGE * PAGE_COST;
+                guest.check(start, len)?;
                 pieces.push(Piece { end, at: start });
             }
             at += size_of_val(now) as u64;
             left -= now.len();
         }
-        *cost += u64::from(count) * PIECE_COST;
         Ok(Self { pieces: pieces.into() })
     }
 

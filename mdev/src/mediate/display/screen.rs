@@ -24,7 +24,7 @@ pub struct Image {
 }
 
 /// The front image, in the format of the resource that is shown.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Front {
     pub(super) format: Format,
     pub(super) width: usize,
@@ -33,7 +33,7 @@ pub(super) struct Front {
 }
 
 /// The cursor: colours that its alpha is multiplied into already, as Linux makes them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Cursor {
     pub(super) x: i32,
     pub(super) y: i32,
@@ -53,14 +53,16 @@ pub(super) struct Shows {
 pub struct Screen(Mutex<Shows>);
 
 impl Screen {
-    /// What the guest shows; `None` where its scanout is off. Copies the whole image.
+    /// What the guest shows; `None` where its scanout is off. The worker waits for a plain copy at most.
     pub fn image(&self) -> Option<Image> {
-        let shows = self.lock();
-        let front = shows.front.as_ref()?;
+        let (front, cursor) = {
+            let shows = self.lock();
+            (shows.front.clone()?, shows.cursor.clone())
+        };
         let (pixels, _) = front.pixels.as_chunks::<PIXEL>();
         let mut rgba: Vec<u8> = pixels.iter().flat_map(|p| front.format.rgba(*p)).collect();
-        if let Some(cursor) = &shows.cursor {
-            blend(&mut rgba, front.width, front.height, cursor);
+        if let Some(cursor) = cursor {
+            blend(&mut rgba, front.width, front.height, &cursor);
         }
         Some(Image { width: front.width as u32, height: front.height as u32, rgba })
     }
