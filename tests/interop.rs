@@ -399,10 +399,14 @@ fn our_client_drives_their_server() {
 fn our_client_leaves_a_server_that_is_out_of_step() {
     // Whether its server still has something to say when our client has left is its own affair.
     let _ = driving_theirs(&Arc::default(), |client| {
+        // Its two answers come together, or one by one.
         let bells = client.region_io_fds(RegionIndex::bar(0));
-        assert!(matches!(bells, Err(ClientError::Refused { errno: 0, .. })), "{bells:?}");
-        let after = client.device_info();
-        assert!(matches!(after, Err(ClientError::Protocol { .. })), "{after:?}");
+        if matches!(bells, Err(ClientError::Refused { errno: 0, .. })) {
+            let after = client.device_info();
+            assert!(matches!(after, Err(ClientError::Protocol { .. })), "{after:?}");
+        } else {
+            assert!(matches!(bells, Err(ClientError::Protocol { .. })), "{bells:?}");
+        }
         let then = client.device_info();
         assert!(matches!(then, Err(ClientError::Disconnected(_))), "{then:?}");
     });
