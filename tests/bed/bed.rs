@@ -1,7 +1,6 @@
 //! Where the bed and the programs are.
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::PathBuf;
 
 /// What `make bed` has built, and what runs in it.
 pub(crate) struct Bed {
@@ -50,7 +49,7 @@ impl Bed {
             qemu: bed.join("qemu-system-x86_64"),
             kernel: bed.join("vmlinuz"),
             initramfs: bed.join("initramfs.gz"),
-            beamline: command(target, profile)?,
+            beamline: crate::command::newest(target, profile)?,
             programs,
         })
     }
@@ -59,23 +58,4 @@ impl Bed {
     pub(crate) fn program(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.programs.join(name)).unwrap()
     }
-}
-
-/// The newest `beamline` in the target folder; where there is none, it is built.
-fn command(target: &Path, profile: &Path) -> Result<PathBuf, String> {
-    let built = ["debug", "release"].map(|p| target.join(p).join("beamline"));
-    let age = |path: &PathBuf| std::fs::metadata(path).and_then(|m| m.modified()).ok();
-    if let Some(newest) = built.into_iter().filter(|p| p.is_file()).max_by_key(age) {
-        return Ok(newest);
-    }
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--locked", "-p", "beamline"]).env("CARGO_TARGET_DIR", target);
-    if profile.ends_with("release") {
-        cargo.arg("--release");
-    }
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    let status = cargo.status().map_err(|e| format!("cargo cannot be started: {e}"))?;
-    // What does not build is no reason to skip.
-    assert!(status.success(), "`cargo build -p beamline`: {status}");
-    Ok(profile.join("beamline"))
 }

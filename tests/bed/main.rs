@@ -5,6 +5,8 @@
 
 mod archive;
 mod bed;
+#[path = "../command.rs"]
+mod command;
 mod display;
 mod frames;
 mod functions;

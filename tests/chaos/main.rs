@@ -4,6 +4,8 @@
 //! A host, its renderers and three VMMs on KVM with rendering guests. Where the machine has no KVM, no
 //! Vulkan or no guest image, the tests say so and are skipped. `BEAMLINE_CHAOS_SEED` repeats a run's choices.
 
+#[path = "../command.rs"]
+mod command;
 mod family;
 mod files;
 mod machine;
