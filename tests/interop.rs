@@ -80,7 +80,7 @@ fn their_client_drives_our_pacer() {
         generation: Generation(3),
         now: Arc::new(|| Nanos(0x1_0000_0002)),
     };
-    let (mut device, handle) = Pacer::new(config).unwrap();
+    let (mut device, _, handle) = Pacer::new(config).unwrap();
     let shared = Arc::clone(handle.shared());
     driven_by_theirs(&mut device, move |client| {
         regions_are_told(client);

@@ -1,29 +1,30 @@
-//! The same round trip through Beamline: the poster posts a vblank through the pacer, the guest rings the
-//! vGPU's doorbell, the worker's wait ends.
+//! The same round trip through Beamline: a vblank leaves through the pacer, the guest rings the vGPU's
+//! doorbell, the worker's wait ends.
 //!
-//! The measuring thread stands in for the poster's and the worker's thread: it calls what they call and
+//! The measuring thread stands in for the dispatcher's and the worker's thread: it calls what they call and
 //! waits for what the worker waits for. The functions are served over vfio-user, and the guest is run by
 //! the VMM; neither is on the path.
 
 use crate::guest::{self, Functions};
 use crate::trip::{Side, Trip, readable, wait};
 use crate::tsc;
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use beamline_abi::pci::{capability, config};
 use beamline_abi::virtio_gpu::CONTROL_QUEUE;
 use beamline_abi::virtio_pci::cap;
-use beamline_abi::{Generation, Nanos, SliceId};
+use beamline_abi::{FrameId, Generation, Nanos, SliceId};
 use beamline_latency::clock::{Clock, MonotonicClock, TscMap};
 use beamline_latency::recorder::{Collector, Recorder};
 use beamline_latency::stamp::SliceIndex;
 use beamline_mdev::backend::SliceLimits;
 use beamline_mdev::device::eventfd::EventFd;
 use beamline_mdev::device::pacer::{Pacer, PacerConfig, PacerShared};
+use beamline_mdev::device::signals::Signals;
 use beamline_mdev::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
+use beamline_mdev::mediate::beat::{Beat, BeatParts, Shot, Volley};
 use beamline_mdev::mediate::dispatcher::SliceCounters;
 use beamline_mdev::mediate::display::{Display, DisplaySettings};
-use beamline_mdev::mediate::message::{Answered, Post, RING, Work};
-use beamline_mdev::mediate::poster::{Poster, PosterParts};
+use beamline_mdev::mediate::message::{Answered, RING, Work};
 use beamline_mdev::mediate::worker::{Worker, WorkerParts};
 use beamline_mdev::memory::Gpa;
 use beamline_sched::{Class, Contract, Guard, MissAllowance, Period, Sink, Vblank};
@@ -42,8 +43,9 @@ const LIMITS: SliceLimits = SliceLimits { memory: 1 << 20, max_resources: 16 };
 
 /// A slice's functions and threads, and the guest on them.
 pub(crate) struct Stack {
-    poster: Poster,
-    posts: Producer<Post>,
+    beat: Beat,
+    volley: Volley,
+    recorder: Recorder,
     worker: Worker,
     shared: Arc<PacerShared>,
     /// Guest TSC minus host TSC, ticks, as the VMM told the pacer.
@@ -61,7 +63,6 @@ pub(crate) struct Stack {
 }
 
 struct Ends {
-    _answers: Producer<Answered>,
     _worker_answers: Consumer<Answered>,
     _work: Consumer<Work>,
     _recycle: Producer<Vec<u8>>,
@@ -109,7 +110,7 @@ impl Stack {
             generation: Generation(0),
             now: Arc::new(move || now.now()),
         };
-        let (mut pacer, pacer_handle) = Pacer::new(config).context("the pacer")?;
+        let (mut pacer, pacer_beat, pacer_handle) = Pacer::new(config).context("the pacer")?;
         let (mut gpu, gpu_handle) =
             VirtioGpu::new(GpuConfig { contexts: true }).context("the vGPU")?;
         let functions = find(&mut pacer, &mut gpu)?;
@@ -119,22 +120,13 @@ impl Stack {
         let collector = Collector::new();
         let recorder = || collector.registry().recorder(1024);
 
-        let (posts, poster_posts) = RingBuffer::new(RING);
-        let (answers, poster_answers) = RingBuffer::new(RING);
-        let poster = Poster::new(PosterParts {
-            index: SliceIndex(0),
-            slice: SliceId([1; 16]),
+        let beat = Beat::new(BeatParts {
             contract,
             phase: Nanos::ZERO,
-            display: (640, 480),
-            limits: LIMITS,
-            pacer: pacer_handle,
-            posts: poster_posts,
-            answers: poster_answers,
+            pacer: pacer_beat,
             tsc: Some(tsc),
-            clock,
-            recorder: recorder(),
         });
+        let volley = Volley::new(Some(Signals::new().context("asynchronous I/O")?), clock);
         let (worker, worker_answers, work, recycle) = worker(&gpu_handle, &shared, recorder())?;
 
         let mut servers = Servers { stop: Stop::new().context("eventfd")?, threads: Vec::new() };
@@ -142,8 +134,9 @@ impl Stack {
         servers.serve(&dir.path().join("gpu.sock"), gpu)?;
         let handle = boot(dir.path(), cpu, functions)?;
         Ok(Self {
-            poster,
-            posts,
+            beat,
+            volley,
+            recorder: recorder(),
             worker,
             shared,
             offset: 0,
@@ -153,12 +146,7 @@ impl Stack {
             servers,
             handle,
             collector,
-            _ends: Ends {
-                _answers: answers,
-                _worker_answers: worker_answers,
-                _work: work,
-                _recycle: recycle,
-            },
+            _ends: Ends { _worker_answers: worker_answers, _work: work, _recycle: recycle },
             _dir: dir,
         })
     }
@@ -212,10 +200,13 @@ impl Side for Stack {
         self.seq += 1;
         let time = MonotonicClock.now();
         let vblank = Vblank { seq: self.seq, time, next: time.saturating_add(self.period) };
-        let post = Post::Vblank { vblank, presented: None, generation: Generation(0) };
-        self.posts.push(post).context("the poster's ring")?;
+        let (slice, generation, frame) = (SliceIndex(0), Generation(0), FrameId::NONE);
         let posted = tsc::now();
-        self.poster.step();
+        if self.beat.vblank(vblank, None, generation) {
+            let shot = Shot { slice, generation, seq: self.seq, frame };
+            ensure!(self.volley.add(&self.beat, shot).is_ok(), "there is no asynchronous I/O");
+            self.volley.send(&mut self.recorder, |_| {});
+        }
         self.doorbell()?;
         let woken = tsc::now();
         let _ = self.worker.step(MonotonicClock.now());

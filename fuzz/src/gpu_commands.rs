@@ -98,7 +98,7 @@ impl Bench {
             generation: Generation(0),
             now: Arc::new(|| Nanos(0)),
         };
-        let (_pacer, pacer) = Pacer::new(config).expect("a pacer can be made");
+        let (_pacer, _, pacer) = Pacer::new(config).expect("a pacer can be made");
         let (to_dispatcher, work) = RingBuffer::new(RING);
         let (recycle, recycled) = RingBuffer::new(RING);
         let (to_poster, answers) = RingBuffer::new(RING);

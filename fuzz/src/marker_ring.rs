@@ -7,7 +7,7 @@ use beamline_abi::pacer::{
 };
 use beamline_abi::{Generation, JobIndex, Nanos, Reason, SliceId};
 use beamline_latency::clock::TscMap;
-use beamline_mdev::device::pacer::{Pacer, PacerConfig, PacerHandle, SliceState};
+use beamline_mdev::device::pacer::{Pacer, PacerBeat, PacerConfig, PacerHandle, SliceState};
 use beamline_vfio_user::{Device, RegionIndex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,9 +36,9 @@ pub(crate) fn run(data: &[u8]) {
         generation: Generation(1),
         now: Arc::new(move || Nanos(clock.load(Ordering::Relaxed))),
     };
-    let (pacer, handle) = Pacer::new(config).expect("a pacer can be made");
+    let (pacer, beat, handle) = Pacer::new(config).expect("a pacer can be made");
     let page = TimingPage::default();
-    let mut bench = Bench { pacer, handle, time, page, state: SliceState::Normal };
+    let mut bench = Bench { pacer, beat, handle, time, page, state: SliceState::Normal };
     let mut input = Input::new(data);
     for _ in 0..MAX_STEPS {
         if input.is_empty() {
@@ -51,6 +51,7 @@ pub(crate) fn run(data: &[u8]) {
 
 struct Bench {
     pacer: Pacer,
+    beat: PacerBeat,
     handle: PacerHandle,
     time: Arc<AtomicU64>,
     /// What was published last.
@@ -164,7 +165,7 @@ impl Bench {
         self.page.vblank_seq = input.number();
         self.page.vblank_time = Nanos(input.number());
         self.handle.shared().fill_tsc(&mut self.page, Some(&HOST));
-        self.handle.publish(&self.page);
+        self.beat.publish(&self.page);
     }
 
     /// The low half latches the high one.

@@ -60,7 +60,7 @@ impl Bench {
                 generation: Generation(1),
                 now: Arc::new(|| Nanos(5)),
             };
-            let (pacer, handle) = Pacer::new(config).expect("a pacer can be made");
+            let (pacer, _, handle) = Pacer::new(config).expect("a pacer can be made");
             Function::Pacer(Box::new(pacer), Box::new(handle))
         } else {
             let (gpu, handle) =

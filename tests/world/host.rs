@@ -8,10 +8,12 @@ use beamline_mdev::backend::SliceLimits;
 use beamline_mdev::backend::model::{CostModel, ModelGpu, Service};
 use beamline_mdev::config::{HostConfig, SliceConfig};
 use beamline_mdev::device::eventfd::EventFd;
-use beamline_mdev::device::pacer::{PacerHandle, PacerShared};
+use beamline_mdev::device::pacer::{PacerBeat, PacerHandle, PacerShared};
+use beamline_mdev::device::signals::Signals;
 use beamline_mdev::device::virtio::gpu::GpuHandle;
 use beamline_mdev::host;
 use beamline_mdev::host::admit::{Ledger, NotNow, Place};
+use beamline_mdev::mediate::beat::{Beat, BeatParts, Volley};
 use beamline_mdev::mediate::dispatcher::{Change, Dispatcher, SliceCounters, SliceLink};
 use beamline_mdev::mediate::display::Display;
 use beamline_mdev::mediate::message::RING;
@@ -30,6 +32,9 @@ const MAX_RESOURCES: u32 = 256;
 const MAX_ROUNDS: u32 = 10_000;
 /// Steps between two looks at the recorders' rings, which hold many times as many stamps.
 const COLLECT_EVERY: u32 = 512;
+
+/// What dispatcher and poster have of a pacer.
+pub(super) type PacerSides = (PacerBeat, PacerHandle);
 
 /// What the world keeps of one slice.
 pub(super) struct Slice {
@@ -67,7 +72,7 @@ impl Host {
     /// A host for the slices of `config`, whose functions are `handles`.
     pub(super) fn new(
         config: &HostConfig,
-        handles: Vec<(PacerHandle, GpuHandle)>,
+        handles: Vec<(PacerSides, GpuHandle)>,
         costs: impl CostModel + 'static,
         clock: &FakeClock,
     ) -> Result<Self, WorldError> {
@@ -84,7 +89,9 @@ impl Host {
         let most = config.max_slices;
         let policy = config.policy.build(caps, most, Dispatcher::max_jobs(most));
         let recorder = collector.registry().recorder(DEFAULT_CAPACITY);
-        let dispatcher = Dispatcher::new(policy, gpu, most, config.kill_grace, recorder);
+        let signals = Signals::new().map_err(|e| WorldError::Refused(e.to_string()))?;
+        let volley = Volley::new(Some(signals), Arc::new(clock.clone()));
+        let dispatcher = Dispatcher::new(policy, gpu, most, config.kill_grace, volley, recorder);
         let (stamps, next) = (Vec::new(), clock.now());
         let slices = Vec::new();
         let mut host = Self { dispatcher, ledger, wake, slices, collector, stamps, steps: 0, next };
@@ -103,7 +110,7 @@ impl Host {
         place: Place,
         clock: &FakeClock,
         origin: Nanos,
-        (pacer, gpu): (PacerHandle, GpuHandle),
+        (pacer, gpu): (PacerSides, GpuHandle),
     ) -> Result<(), WorldError> {
         let index = self.slices.len();
         let wake = &self.wake;
@@ -120,7 +127,7 @@ impl Host {
         slice: &SliceConfig,
         clock: &FakeClock,
         origin: Nanos,
-        handles: (PacerHandle, GpuHandle),
+        handles: (PacerSides, GpuHandle),
     ) -> Result<(), NotNow> {
         let place = self.ledger.admit(self.slices.len() as u16, &slice.contract, clock.now())?;
         self.next = clock.now();
@@ -163,9 +170,9 @@ impl Host {
                     };
                 }
             }
-            self.wake.take();
+            let stirred = self.wake.take();
             let resume = self.slices.iter().map(|s| s.resume).min().unwrap_or(Nanos::MAX);
-            self.next = self.dispatcher.step(now).min(resume);
+            self.next = self.dispatcher.step(now, stirred).min(resume);
             for slice in &mut self.slices {
                 slice.poster.step();
             }
@@ -214,7 +221,7 @@ struct Parts<'a> {
     origin: Nanos,
     clock: &'a FakeClock,
     wake: &'a EventFd,
-    pacer: PacerHandle,
+    pacer: PacerSides,
     gpu: GpuHandle,
 }
 
@@ -231,7 +238,15 @@ impl Parts<'_> {
         let (answers_in, answers) = RingBuffer::new(4 * RING);
         let poster_wake = EventFd::new().map_err(system("make an eventfd"))?;
         let counters = Arc::new(SliceCounters::default());
-        let shared = Arc::clone(self.pacer.shared());
+        let (beat, pacer) = self.pacer;
+        let shared = Arc::clone(pacer.shared());
+        let beat = Beat::new(BeatParts {
+            contract: slice.contract,
+            phase: self.phase,
+            pacer: beat,
+            tsc: Some(tsc::HOST),
+        });
+        let gap = beat.gap();
         let now = self.clock.now();
         let grid = Grid::new(self.origin, self.phase, slice.contract.period, now);
         let link = SliceLink {
@@ -240,6 +255,7 @@ impl Parts<'_> {
             generation: Generation(0),
             limits,
             memory: Arc::clone(self.gpu.memory()),
+            beat,
             work,
             recycle,
             post,
@@ -264,14 +280,13 @@ impl Parts<'_> {
         let poster = Poster::new(PosterParts {
             index,
             slice: slice_id(self.index),
-            contract: slice.contract,
-            phase: self.phase,
+            period: slice.contract.period,
             display: (slice.width, slice.height),
             limits,
-            pacer: self.pacer,
+            pacer,
+            gap,
             posts,
             answers,
-            tsc: Some(tsc::HOST),
             clock: Arc::new(self.clock.clone()),
             recorder: registry.recorder(DEFAULT_CAPACITY),
         });

@@ -1,6 +1,7 @@
 //! What one guest sees of the machine: the functions of its slice, its memory and its interrupts. Takes the
 //! place of a VMM: it assigns BARs, maps memory, hands out eventfds and says how the guest's TSC runs.
 
+use super::host::PacerSides;
 use super::tsc;
 use super::{WorldError, system};
 use beamline_abi::pacer::reg;
@@ -10,7 +11,7 @@ use beamline_guest_driver::pci::MsiTarget;
 use beamline_guest_driver::scene::Targets;
 use beamline_guest_driver::transport::{Arena, Gpa, Slot, Transport, Wake, Width};
 use beamline_latency::{Clock, FakeClock, GuestTsc};
-use beamline_mdev::device::pacer::{Pacer, PacerConfig, PacerHandle};
+use beamline_mdev::device::pacer::{Pacer, PacerConfig};
 use beamline_mdev::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
 use beamline_mdev::memory::{Gpa as HostGpa, GuestMemory};
 use beamline_vfio_user::{Device, DmaFlags, DmaMap, IrqAction, IrqIndex, RegionIndex};
@@ -87,12 +88,12 @@ impl Port {
         index: usize,
         slice: SliceId,
         clock: &FakeClock,
-    ) -> Result<(Self, PacerHandle, GpuHandle), WorldError> {
+    ) -> Result<(Self, PacerSides, GpuHandle), WorldError> {
         let time = clock.clone();
         let config =
             PacerConfig { slice, generation: Generation(0), now: Arc::new(move || time.now()) };
         let device = |what| move |error| WorldError::Device { what, source: error };
-        let (pacer, pacer_handle) = Pacer::new(config).map_err(device("pacer"))?;
+        let (pacer, beat, poster) = Pacer::new(config).map_err(device("pacer"))?;
         let (gpu, gpu_handle) =
             VirtioGpu::new(GpuConfig { contexts: true }).map_err(device("vGPU"))?;
         let memory = sealed_memory()?;
@@ -113,7 +114,7 @@ impl Port {
             doorbell: None,
             stirred: false,
         };
-        Ok((port, pacer_handle, gpu_handle))
+        Ok((port, (beat, poster), gpu_handle))
     }
 
     /// Does what a VMM does before its guest runs, at first or after a reboot of the guest: that leaves the

@@ -25,6 +25,10 @@ const MOST_PLACES: u64 = 64;
 /// Evenly spaced offsets that are tried beside the neighbours' edges.
 const EVEN: u64 = 32;
 
+/// Different moments at which elastic tenants of one period have their vblanks at most. Each is a wake-up of the
+/// host, which costs more than a vblank, and no promise rests on where these lie.
+const WAKE_UPS: usize = 8;
+
 /// How long a guest is busy with its vblank at least, before its first job comes, ns. Guests that share a
 /// CPU hold each other up when they wake together.
 const WAKE: u64 = 250_000;
@@ -126,7 +130,21 @@ pub fn place(placed: &[(Contract, Nanos)], candidate: &Contract, caps: &GpuCaps)
             return Nanos(best);
         }
     }
+    if let Some(shared) = shared(placed, candidate) {
+        return Nanos(shared.into_iter().min_by_key(key).unwrap_or(0));
+    }
     Nanos(edges.chain(even).map(|offset| offset % period).min_by_key(key).unwrap_or(0))
+}
+
+/// The offsets that `candidate` is to share with tenants like it, where there are enough of them.
+fn shared(placed: &[(Contract, Nanos)], candidate: &Contract) -> Option<Vec<u64>> {
+    let like = |c: &Contract| c.class != Class::Reserved && c.period == candidate.period;
+    let period = candidate.period.floor().0.max(1);
+    let mut offsets: Vec<u64> =
+        placed.iter().filter(|(c, _)| like(c)).map(|(_, phase)| phase.0 % period).collect();
+    offsets.sort_unstable();
+    offsets.dedup();
+    (like(candidate) && offsets.len() >= WAKE_UPS).then_some(offsets)
 }
 
 /// Into how many places the period is to be divided for tenants that are all like `candidate`: as many as can be
@@ -372,6 +390,22 @@ mod tests {
         // Another one's job is longer than what the window leaves, so no frame may begin in the 0.9 ms before a
         // vblank, nor last into them: every 1.81 ms there is room for one.
         assert_eq!(set.len(), 6);
+    }
+
+    #[test]
+    fn many_elastic_tenants_share_few_wake_ups() {
+        let mut placed: Vec<(Contract, Nanos)> = vec![];
+        for _ in 0..64 {
+            let phase = place(&placed, &flood(), &CAPS);
+            placed.push((flood(), phase));
+        }
+        let mut at: Vec<Nanos> = placed.iter().map(|(_, phase)| *phase).collect();
+        at.sort_unstable();
+        let evenly = at.chunk_by(|a, b| a == b).map(<[_]>::len).max();
+        at.dedup();
+        assert_eq!((at.len(), evenly), (WAKE_UPS, Some(64 / WAKE_UPS)));
+        // A headset is not placed with them.
+        assert_ne!(place(&placed, &vr(), &CAPS), at[0]);
     }
 
     #[test]

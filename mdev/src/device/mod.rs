@@ -7,9 +7,11 @@
 //! * [`pci`]: configuration space, BARs, MSI-X.
 //! * [`pacer`]: vblank interrupts, the timing page, frame markers.
 //! * [`virtio`]: virtio over PCI, its queues, and the vGPU.
+//! * [`signals`]: interrupts from a thread that must not wait for a peer.
 
 pub mod eventfd;
 pub mod gate;
 pub mod pacer;
 pub mod pci;
+pub mod signals;
 pub mod virtio;

@@ -129,12 +129,18 @@ impl Link {
     }
 }
 
+/// What an event of the epoll is.
+const OTHER: u64 = 0;
+const TIMER: u64 = 1;
+const WAKE: u64 = 2;
+
 /// Everything the thread waits on.
 pub(super) struct Waiter {
     epoll: OwnedFd,
     timer: OwnedFd,
     wake: EventFd,
-    armed: Nanos,
+    /// What the timer is set to; `None`: it has fired, or was never set.
+    armed: Option<Nanos>,
 }
 
 impl Waiter {
@@ -145,9 +151,9 @@ impl Waiter {
             TimerfdClockId::Monotonic,
             TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
         )?;
-        let data = EventData::new_u64(0);
-        epoll::add(&epoll, &timer, data, EventFlags::IN)?;
-        epoll::add(&epoll, wake.as_fd(), data, EventFlags::IN)?;
+        let data = EventData::new_u64(OTHER);
+        epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
+        epoll::add(&epoll, wake.as_fd(), EventData::new_u64(WAKE), EventFlags::IN)?;
         let mut result = Ok(());
         dispatcher.gpu().register(&mut |fd| {
             if let Err(error) = epoll::add(&epoll, fd, data, EventFlags::IN) {
@@ -155,12 +161,12 @@ impl Waiter {
             }
         });
         result?;
-        Ok(Self { epoll, timer, wake, armed: Nanos::MAX })
+        Ok(Self { epoll, timer, wake, armed: None })
     }
 
-    /// Waits until something is readable or `until` has come.
-    fn wait(&mut self, until: Nanos) -> io::Result<()> {
-        if until != self.armed {
+    /// Waits until something is readable or `until` has come; whether somebody has asked for the dispatcher.
+    fn wait(&mut self, until: Nanos) -> io::Result<bool> {
+        if self.armed != Some(until) {
             // All zeros would disarm the timer; a time that has passed fires at once.
             let at = if until == Nanos::MAX { 0 } else { until.0.max(1) };
             let time = Timespec {
@@ -170,20 +176,24 @@ impl Waiter {
             let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
             let spec = Itimerspec { it_interval: zero, it_value: time };
             timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &spec)?;
-            self.armed = until;
+            self.armed = Some(until);
         }
         let mut buffer = [std::mem::MaybeUninit::<epoll::Event>::uninit(); 8];
-        match epoll::wait(&self.epoll, &mut buffer, None) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(()),
+        let events = match epoll::wait(&self.epoll, &mut buffer, None) {
+            Ok((events, _)) => events,
+            Err(Errno::INTR) => return Ok(false),
             Err(error) => return Err(error.into()),
+        };
+        let mut stirred = false;
+        for event in events {
+            match event.data.u64() {
+                // Setting it anew takes back that it has fired.
+                TIMER => self.armed = None,
+                WAKE => stirred |= self.wake.take(),
+                _ => {}
+            }
         }
-        self.wake.take();
-        let mut expirations = [0; 8];
-        if rustix::io::read(&self.timer, &mut expirations).is_ok() {
-            self.armed = Nanos::ZERO;
-        }
-        Ok(())
+        Ok(stirred)
     }
 }
 
@@ -195,8 +205,9 @@ pub(super) fn run(
     control: &mut Requests,
 ) -> io::Result<()> {
     let mut captures: Vec<(SliceKey, Sender<Event>)> = Vec::new();
+    let mut stirred = true;
     loop {
-        let until = dispatcher.step(clock.now());
+        let until = dispatcher.step(clock.now(), stirred);
         for event in dispatcher.take_captures() {
             if let Some(n) = captures.iter().position(|(key, _)| *key == event.slice()) {
                 // Nobody waits any more: nothing is lost.
@@ -210,9 +221,10 @@ pub(super) fn run(
             if control.queue.is_abandoned() {
                 return Ok(());
             }
-            waiter.wait(until)?;
+            stirred = waiter.wait(until)?;
             continue;
         };
+        stirred = true;
         match request {
             Control::Capture { slice, reply } => {
                 if let Some(key) = dispatcher.ready(slice)

@@ -21,6 +21,8 @@ pub mod threads;
 use crate::backend::{GpuError, Label};
 use crate::config::HostConfig;
 use crate::device::eventfd::EventFd;
+use crate::device::signals::Signals;
+use crate::mediate::beat::Volley;
 use crate::mediate::dispatcher::Dispatcher;
 pub use crate::mediate::display::screen::Image;
 use admit::Ledger;
@@ -215,7 +217,12 @@ impl Host {
         };
         let most = config.max_slices;
         let policy = config.policy.build(caps, most, Dispatcher::max_jobs(most));
-        let mut dispatcher = Dispatcher::new(policy, gpu, most, config.kill_grace, recorder);
+        let signals = Signals::new().inspect_err(|error| {
+            tracing::warn!(%error, "no asynchronous I/O (fs.aio-max-nr): vblanks take a thread more, and come later");
+        });
+        let volley = Volley::new(signals.ok(), Arc::clone(&clock));
+        let mut dispatcher =
+            Dispatcher::new(policy, gpu, most, config.kill_grace, volley, recorder);
         let waiter = Waiter::new(wake.clone(), &mut dispatcher)
             .map_err(system("make the dispatcher's epoll"))?;
         let (link, mut requests) =

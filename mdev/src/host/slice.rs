@@ -8,6 +8,7 @@ use crate::config::{HostConfig, Profile, SliceConfig};
 use crate::device::eventfd::EventFd;
 use crate::device::pacer::{Pacer, PacerConfig, PacerShared};
 use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
+use crate::mediate::beat::{Beat, BeatParts};
 use crate::mediate::dispatcher::{SliceCounters, SliceLink};
 use crate::mediate::display::screen::Screen;
 use crate::mediate::display::{Display, DisplaySettings};
@@ -121,7 +122,8 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
         generation: parts.generation,
         now: Arc::new(move || clock.now()),
     };
-    let (pacer, pacer_handle) = Pacer::new(pacer_config).map_err(|e| device(e.to_string()))?;
+    let (pacer, pacer_beat, pacer_handle) =
+        Pacer::new(pacer_config).map_err(|e| device(e.to_string()))?;
     let (gpu, gpu_handle) =
         VirtioGpu::new(gpu_config(parts.slice)).map_err(|e| device(e.to_string()))?;
     let display = Display::new(display_settings(parts.slice));
@@ -136,12 +138,20 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
     let (answers_in, answers) = RingBuffer::new(4 * RING);
     let poster_wake = eventfd()?;
     let counters = Arc::new(SliceCounters::default());
+    let beat = Beat::new(BeatParts {
+        contract: parts.slice.contract,
+        phase: parts.phase,
+        pacer: pacer_beat,
+        tsc: Some(parts.tsc),
+    });
+    let gap = beat.gap();
     let link = SliceLink {
         contract: parts.slice.contract,
         grid: Grid::new(parts.origin, parts.phase, parts.slice.contract.period, parts.clock.now()),
         generation: parts.generation,
         limits,
         memory: Arc::clone(gpu_handle.memory()),
+        beat,
         work,
         recycle,
         post,
@@ -166,14 +176,13 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
     let poster = Poster::new(PosterParts {
         index: SliceIndex(parts.index),
         slice: slice_id,
-        contract: parts.slice.contract,
-        phase: parts.phase,
+        period: parts.slice.contract.period,
         display: (parts.slice.width, parts.slice.height),
         limits,
         pacer: pacer_handle,
+        gap,
         posts,
         answers,
-        tsc: Some(parts.tsc),
         clock: Arc::clone(parts.clock),
         recorder: (parts.recorder)(STAMPS),
     });

@@ -2,7 +2,7 @@
 //!
 //! [`Dispatcher::step`] is a function of its inputs and the time: it empties the workers' rings, takes the
 //! GPU's events, emits the vblanks that are due, ends jobs that ran too long, and grants what the policy
-//! decides. The thread around it (see [`crate::host`]) only waits; a test drives it with a clock of its own.
+//! decides. The interrupts of vblanks leave from here too ([`Beat`]). The thread around it (see [`crate::host`]) only waits; a test drives it with a clock of its own.
 
 mod intake;
 mod live;
@@ -10,15 +10,17 @@ mod outgo;
 
 pub use live::{Change, Way};
 
+use super::beat::{Beat, Shot, Volley};
 use super::fence::Slab;
 use super::frames::Frames;
 use super::job::{Job, Validated};
 use super::message::{Pending, Post, Work};
 use crate::backend::{Event, Gpu, SliceKey, SliceLimits};
 use crate::device::eventfd::EventFd;
+use crate::device::signals::BATCH;
 use crate::memory::GuestMemory;
 use crate::vblank::Grid;
-use beamline_abi::{Generation, Nanos, Reason};
+use beamline_abi::{FrameId, Generation, Nanos, Reason};
 use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::{JobKey, SliceIndex, Stamp};
 use beamline_sched::{Contract, Policy, TenantId, Ticket, Vblank};
@@ -28,9 +30,10 @@ use std::collections::BinaryHeap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
-/// How long a renderer may take to start, or to answer one setup. Looked at when something else wakes the
-/// dispatcher, every vblank at the latest.
+/// How long a renderer may take to start, or to answer one setup.
 const CONTROL_PATIENCE: Nanos = Nanos::from_secs(20);
+/// How often that is looked at, when something else wakes the dispatcher: every vblank does.
+const CONTROL_LOOK: Nanos = Nanos::from_millis(100);
 /// Lateness of the dispatcher itself that is no ordinary wake-up any more.
 const HELD_UP: Nanos = Nanos::from_millis(1);
 /// Vblanks that are made up for after the host was held up: more than a contract's depth.
@@ -97,6 +100,8 @@ pub struct SliceLink {
     pub limits: SliceLimits,
     /// Guest memory for late-latch reads.
     pub memory: Arc<GuestMemory>,
+    /// What its guest gets at a vblank.
+    pub beat: Beat,
     /// From its worker.
     pub work: Consumer<Work>,
     /// Used buffers, back to its worker.
@@ -214,7 +219,13 @@ pub struct Dispatcher {
     vblanks: BinaryHeap<Reverse<(Nanos, u16)>>,
     running: Vec<Ticket>,
     events: Vec<Event>,
+    /// Interrupts of this step's vblanks.
+    volley: Volley,
     kill_grace: Nanos,
+    /// When to look again for renderers that do not answer.
+    next_look: Nanos,
+    /// Slices whose posters have something new, each once.
+    stirred: Vec<u16>,
     /// When `step` wanted to be called again at the latest.
     asked_for: Nanos,
     recorder: Recorder,
@@ -230,6 +241,7 @@ impl Dispatcher {
         gpu: Box<dyn Gpu>,
         max_slices: usize,
         kill_grace: Nanos,
+        volley: Volley,
         recorder: Recorder,
     ) -> Self {
         let max_jobs = Self::max_jobs(max_slices);
@@ -245,7 +257,10 @@ impl Dispatcher {
             events: Vec::with_capacity(64),
             slices: (0..max_slices).map(|_| None).collect(),
             top: 0,
+            volley,
             kill_grace,
+            next_look: Nanos::ZERO,
+            stirred: Vec::with_capacity(max_slices),
             asked_for: Nanos::MAX,
             recorder,
             captures: Vec::new(),
@@ -258,13 +273,16 @@ impl Dispatcher {
     }
 
     /// Does everything that is due at `now` and says when to be called again at the latest. To be called
-    /// earlier when a worker or the GPU has something.
-    pub fn step(&mut self, now: Nanos) -> Nanos {
+    /// earlier when a worker or the GPU has something. `stirred`: a worker may have something; without it
+    /// the workers' rings are left alone, which is most of what an idle slice costs.
+    pub fn step(&mut self, now: Nanos, stirred: bool) -> Nanos {
         self.forgive(now.saturating_sub(self.asked_for));
         self.take_gpu_events(now);
         self.emit_vblanks(now);
-        for index in 0..self.top {
-            self.take_work(index, now);
+        if stirred {
+            for index in 0..self.top {
+                self.take_work(index, now);
+            }
         }
         self.end_overlong(now);
         let wake = self.grant(now);
@@ -302,7 +320,7 @@ impl Dispatcher {
     fn emit_vblanks(&mut self, now: Nanos) {
         while let Some(Reverse((time, index))) = self.vblanks.peek().copied() {
             if time > now {
-                return;
+                break;
             }
             self.vblanks.pop();
             self.emit_vblank(usize::from(index), now);
@@ -310,7 +328,11 @@ impl Dispatcher {
                 let next = slice.link.grid.next_time();
                 self.vblanks.push(Reverse((next, index)));
             }
+            if self.volley.is_full() {
+                self.send_interrupts();
+            }
         }
+        self.send_interrupts();
     }
 
     fn emit_vblank(&mut self, index: usize, now: Nanos) {
@@ -344,8 +366,39 @@ impl Dispatcher {
             self.recorder.record(Stamp::vblank(name, generation, shown.frame, seq, time, now));
         }
         self.tell_contract(index);
-        let presented = shown.map(|s| s.frame);
-        self.post(index, Post::Vblank { vblank: due.vblank, presented, generation });
+        self.beat(index, due.vblank, shown.map(|s| s.frame), generation);
+    }
+
+    /// The timing page and the interrupt; and the poster's part, where it has one.
+    fn beat(
+        &mut self,
+        index: usize,
+        vblank: Vblank,
+        presented: Option<FrameId>,
+        generation: Generation,
+    ) {
+        let Some(Some(slice)) = self.slices.get_mut(index) else { return };
+        let beat = &mut slice.link.beat;
+        let wanted = beat.vblank(vblank, presented, generation);
+        let frame = presented.unwrap_or(FrameId::NONE);
+        let shot = Shot { slice: SliceIndex(index as u16), generation, seq: vblank.seq, frame };
+        let signal = wanted && self.volley.add(beat, shot).is_err();
+        if signal || beat.stirs_poster() {
+            self.post(index, Post::Vblank { shot, signal });
+        }
+    }
+
+    fn send_interrupts(&mut self) {
+        let mut left = [None; BATCH];
+        let mut places = left.iter_mut();
+        self.volley.send(&mut self.recorder, |shot| {
+            if let Some(place) = places.next() {
+                *place = Some(shot);
+            }
+        });
+        for shot in left.into_iter().flatten() {
+            self.post(usize::from(shot.slice.0), Post::Vblank { shot, signal: true });
+        }
     }
 
     /// A dispatcher that is called late was held up by the machine, and so, likely, were the renderers: a
@@ -376,6 +429,10 @@ impl Dispatcher {
 
     /// Ends the renderers that do not start, or do not answer a setup: a shader may take for ever to compile.
     fn end_silent(&mut self, now: Nanos) {
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = now.saturating_add(CONTROL_LOOK);
         for index in 0..self.top {
             let Some(slice) = self.slice(index) else { continue };
             let owes = match slice.life {

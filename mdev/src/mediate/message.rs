@@ -3,12 +3,12 @@
 //! worker → dispatcher: [`Work`]. dispatcher → poster: [`Post`]. worker → poster: [`Answered`]. No message
 //! is shared, none is borrowed, and a full ring is an answer, not a wait.
 
+use super::beat::Shot;
 use super::job::{Job, Validated};
 use crate::device::virtio::gpu::Fence;
 use crate::device::virtio::queue::{Reply, UsedWriter};
 use beamline_abi::virtio_gpu::CONTROL_QUEUE;
-use beamline_abi::{FrameId, Generation, Nanos, Reason};
-use beamline_sched::{Contract, Vblank};
+use beamline_abi::{Generation, Nanos, Reason};
 
 /// Submissions of one slice that may be on their way at once. Rings hold more than this, so that a
 /// message of the path always finds room.
@@ -120,22 +120,15 @@ pub enum Post {
         /// How it ended.
         result: Result<(), Reason>,
     },
-    /// A vblank has come.
+    /// A vblank has come that has work for the poster.
     Vblank {
         /// Which one.
-        vblank: Vblank,
-        /// The frame shown from now on, if it is a new one.
-        presented: Option<FrameId>,
-        /// The slice's life that it belongs to.
-        generation: Generation,
+        shot: Shot,
+        /// Its interrupt has not been sent.
+        signal: bool,
     },
-    /// The contract has changed, or its vblanks are on their way to another phase.
-    Contract {
-        /// What the slice is promised.
-        contract: Contract,
-        /// Offset of its vblanks from the host's grid, once they are there.
-        phase: Nanos,
-    },
+    /// The timing page has another contract, or its vblanks are on their way to another phase.
+    Contract,
     /// The slice's renderer is gone.
     Lost {
         /// Why.

@@ -7,10 +7,12 @@
 //! | [`job`], [`resources`], [`limit`] | – | what a checked submission is; how many may come |
 //! | [`dispatcher`], [`frames`] | one per GPU | 4 to 7: owns the scheduler, the backend and the vblanks |
 //! | [`fence`] | – | 6: how unfinished work is answered |
+//! | [`beat`] | the dispatcher's | 7, 8: writes the timing page and signals vblanks |
 //! | [`hold`] | – | 8: answers that wait for a vblank, and those behind them |
-//! | [`poster`] | one per slice | 8: writes used rings, the timing page and interrupts |
+//! | [`poster`] | one per slice | 8: writes used rings, signals all other interrupts, takes markers |
 //! | [`message`] | – | what they hand to each other |
 
+pub mod beat;
 pub mod dispatcher;
 pub mod display;
 pub mod fence;

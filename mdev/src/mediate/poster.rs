@@ -1,9 +1,11 @@
 //! Stage 8, posted interrupt: from the dispatcher to eventfd → irqfd → guest. One per slice.
 //!
-//! Whatever a peer can make slow is touched here and nowhere else: its interrupt eventfds. A poster that
-//! is held up delays its own slice alone. [`Poster::step`] takes what the dispatcher and the worker posted,
-//! writes used rings and the timing page, signals, and then reads the guest's markers (stages 1 and 9).
+//! Whatever a peer can make slow is touched here and nowhere else: it may hold up a write to its interrupt
+//! eventfds. A poster that is held up delays its own slice alone, and not its vblanks, which come from
+//! [`beat`](super::beat). [`Poster::step`] takes what the dispatcher and the worker posted, writes used
+//! rings, signals, and reads the guest's markers (stages 1 and 9).
 
+use super::beat::{Gap, Shot};
 use super::display::edid::Edid;
 use super::fence;
 use super::hold::Hold;
@@ -13,13 +15,13 @@ use crate::device::pacer::{PacerHandle, SliceState};
 use crate::device::virtio::gpu::{Answer, EdidAnswer};
 use crate::device::virtio::queue::{QueueError, UsedWriter};
 use beamline_abi::frame::{FrameCapset, MAX_SUBMIT_BYTES, VERSION};
-use beamline_abi::pacer::{MarkerKind, TimingPage, vector};
+use beamline_abi::pacer::{MarkerKind, vector};
 use beamline_abi::virtio_gpu::{CONTROL_QUEUE, QUEUES};
-use beamline_abi::{FrameId, Generation, Nanos, Reason, SliceId};
-use beamline_latency::clock::{Clock, TscMap};
+use beamline_abi::{FrameId, Generation, Reason, SliceId};
+use beamline_latency::clock::Clock;
 use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::{JobKey, SliceIndex, Stamp};
-use beamline_sched::{Contract, Vblank};
+use beamline_sched::Period;
 use rtrb::Consumer;
 use std::sync::Arc;
 use zerocopy::IntoBytes;
@@ -30,22 +32,20 @@ pub struct PosterParts {
     pub index: SliceIndex,
     /// The slice.
     pub slice: SliceId,
-    /// What it is promised.
-    pub contract: Contract,
-    /// Offset of its vblanks from the host's grid.
-    pub phase: Nanos,
+    /// Its refresh period, for the display's EDID.
+    pub period: Period,
     /// Scanout size in pixels.
     pub display: (u32, u32),
     /// What its context may use.
     pub limits: SliceLimits,
-    /// Timing page, vblank vector, markers.
+    /// Vectors and markers.
     pub pacer: PacerHandle,
+    /// When its vblanks come.
+    pub gap: Arc<Gap>,
     /// From the dispatcher.
     pub posts: Consumer<Post>,
     /// From the worker.
     pub answers: Consumer<Answered>,
-    /// This host's TSC on host time.
-    pub tsc: Option<TscMap>,
     /// Host time.
     pub clock: Arc<dyn Clock>,
     /// Stamps of stages 1, 8 and 9.
@@ -55,7 +55,6 @@ pub struct PosterParts {
 /// Answers one slice's guest.
 pub struct Poster {
     parts: PosterParts,
-    page: TimingPage,
     edid: Edid,
     /// By number, of one life.
     queues: [Option<UsedWriter>; QUEUES as usize],
@@ -71,15 +70,11 @@ pub struct Poster {
 
 impl Poster {
     /// A poster whose guest has not come yet.
-    pub fn new(mut parts: PosterParts) -> Self {
-        let page = blank(&parts);
-        // A guest sees its contract before its first vblank.
-        parts.pacer.publish(&page);
+    pub fn new(parts: PosterParts) -> Self {
         let (width, height) = parts.display;
         Self {
-            edid: Edid::new(width, height, parts.contract.period),
+            edid: Edid::new(width, height, parts.period),
             parts,
-            page,
             queues: [None, None],
             epoch: 0,
             hold: Hold::default(),
@@ -126,25 +121,35 @@ impl Poster {
                         self.release();
                     }
                 }
-                Post::Vblank { vblank, presented, generation } => {
-                    self.flush();
-                    self.vblank(vblank, presented, generation);
-                    self.hold.vblank(vblank.time);
-                    self.release();
+                Post::Vblank { shot, signal } => self.vblank(shot, signal),
+                // Where nobody listens, the guest sees it when it next looks at the page.
+                Post::Contract => {
+                    let _ = self.parts.pacer.signal(vector::CONTRACT);
                 }
-                Post::Contract { contract, phase } => self.contract(contract, phase),
                 Post::Lost { reason, generation } => self.lost(reason, generation),
             }
         }
+        self.release_held();
         self.flush();
+    }
+
+    /// Answers what waited for a vblank that has come. A vblank that comes just now finds the word that
+    /// answers wait, and has the poster woken again.
+    fn release_held(&mut self) {
+        if self.hold.is_empty() {
+            self.parts.gap.hold(false);
+            return;
+        }
+        self.parts.gap.hold(true);
+        self.hold.vblank(self.parts.gap.latest());
+        self.release();
+        self.parts.gap.hold(!self.hold.is_empty());
     }
 
     /// A guest that comes next finds nothing of the one before it.
     fn follow_resets(&mut self) {
         let resets = self.parts.pacer.shared().resets();
         if std::mem::replace(&mut self.resets, resets) != resets {
-            self.page = blank(&self.parts);
-            self.parts.pacer.publish(&self.page);
             self.parts.pacer.shared().forget_faults();
         }
     }
@@ -217,26 +222,13 @@ impl Poster {
         }
     }
 
-    fn vblank(&mut self, vblank: Vblank, presented: Option<FrameId>, generation: Generation) {
-        if self.generation != generation {
-            self.generation = generation;
-            self.page.presented = FrameId::NONE;
-        }
-        if self.parts.pacer.vblank_enabled() {
-            self.page.vblank_seq = vblank.seq;
-            self.page.vblank_time = vblank.time;
-            self.page.next_vblank = vblank.next;
-            self.page.deadline = vblank.time.saturating_add(self.parts.contract.deadline);
-            if let Some(frame) = presented {
-                self.page.presented = frame;
-            }
-            self.parts.pacer.shared().fill_tsc(&mut self.page, self.parts.tsc.as_ref());
-            self.parts.pacer.publish(&self.page);
-            let frame = presented.unwrap_or(FrameId::NONE);
+    fn vblank(&mut self, shot: Shot, signal: bool) {
+        let Shot { slice, generation, seq, frame } = shot;
+        self.generation = generation;
+        if signal {
             let at = self.parts.clock.now();
             if self.parts.pacer.signal(vector::VBLANK) == Ok(true) {
-                let stamp = Stamp::posted(self.parts.index, generation, frame, vblank.seq, at);
-                self.parts.recorder.record(stamp);
+                self.parts.recorder.record(Stamp::posted(slice, generation, frame, seq, at));
             }
         }
         self.markers();
@@ -263,20 +255,6 @@ impl Poster {
         });
     }
 
-    /// The page says what holds from the next vblank on, also to a guest that has its vblanks off.
-    fn contract(&mut self, contract: Contract, phase: Nanos) {
-        (self.parts.contract, self.parts.phase) = (contract, phase);
-        let blank = blank(&self.parts);
-        self.page.period_num = blank.period_num;
-        self.page.period_den = blank.period_den;
-        self.page.budget = blank.budget;
-        self.page.phase = blank.phase;
-        self.page.late_latch = blank.late_latch;
-        self.parts.pacer.publish(&self.page);
-        // Where nobody listens, the guest sees it when it next looks at the page.
-        let _ = self.parts.pacer.signal(vector::CONTRACT);
-    }
-
     fn lost(&mut self, reason: Reason, generation: Generation) {
         let shared = self.parts.pacer.shared();
         // A guest that polls may have made a new context by now.
@@ -287,19 +265,6 @@ impl Poster {
         shared.set_state(SliceState::Lost);
         // The guest looks at STATUS; where nobody listens it will see it later.
         let _ = self.parts.pacer.signal(vector::CONTRACT);
-    }
-}
-
-/// The timing page before the first vblank.
-fn blank(parts: &PosterParts) -> TimingPage {
-    let contract = &parts.contract;
-    TimingPage {
-        period_num: contract.period.num(),
-        period_den: contract.period.den(),
-        budget: contract.budget,
-        phase: parts.phase,
-        late_latch: contract.late_latch.map_or(Nanos::ZERO, |l| l.window),
-        ..TimingPage::default()
     }
 }
 

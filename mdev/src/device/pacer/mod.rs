@@ -1,8 +1,9 @@
 //! Stage 7, vblank: the pacer function, through which a guest is paced.
 //!
-//! [`Pacer`] is what the vfio-user server drives; [`PacerHandle`] goes to the slice's poster, which writes
-//! the timing page, signals vectors and drains the marker ring; [`PacerShared`] is for whoever else has
-//! something to tell the guest. The layout is in [`beamline_abi::pacer`].
+//! [`Pacer`] is what the vfio-user server drives; [`PacerBeat`] goes to the dispatcher, which writes the
+//! timing page and signals vblanks; [`PacerHandle`] to the slice's poster, which signals the other vectors
+//! and drains the marker ring; [`PacerShared`] is for whoever else has something to tell the guest. The
+//! layout is in [`beamline_abi::pacer`].
 
 mod markers;
 mod registers;
@@ -26,7 +27,7 @@ use beamline_vfio_user::{
 use markers::MarkerRing;
 pub use markers::{Drained, MarkerReader};
 use registers::Registers;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use timing::TimingArea;
@@ -135,20 +136,44 @@ impl PacerShared {
     }
 }
 
-/// The poster's side of a pacer.
-pub struct PacerHandle {
+/// The dispatcher's side of a pacer: nothing in it waits for the guest or its VMM.
+pub struct PacerBeat {
     shared: Arc<PacerShared>,
     timing: TimingWriter,
-    markers: MarkerReader,
+    ring: Arc<MarkerRing>,
     irqs: Arc<IrqTable>,
 }
 
-impl PacerHandle {
+impl PacerBeat {
     /// Publishes the timing page; `lock` and `version` are filled in.
     pub fn publish(&mut self, page: &TimingPage) {
         self.timing.publish(page);
     }
 
+    /// The eventfd of [`pacer::vector::VBLANK`], where somebody listens.
+    pub fn vblank_wire(&self) -> Option<Arc<OwnedFd>> {
+        self.irqs.wired(pacer::vector::VBLANK)
+    }
+
+    /// Whether the guest has left markers.
+    pub fn has_markers(&self) -> bool {
+        self.ring.has_markers()
+    }
+
+    /// What other threads may know and set.
+    pub fn shared(&self) -> &PacerShared {
+        &self.shared
+    }
+}
+
+/// The poster's side of a pacer.
+pub struct PacerHandle {
+    shared: Arc<PacerShared>,
+    markers: MarkerReader,
+    irqs: Arc<IrqTable>,
+}
+
+impl PacerHandle {
     /// Signals one of [`pacer::vector`]. `false`: nobody listens.
     pub fn signal(&self, vector: u16) -> Result<bool, IrqError> {
         self.irqs.signal(vector)
@@ -190,8 +215,8 @@ pub struct Pacer {
 }
 
 impl Pacer {
-    /// A pacer, and the handle for the slice's poster.
-    pub fn new(config: PacerConfig) -> Result<(Self, PacerHandle), PciError> {
+    /// A pacer, and what the dispatcher and the slice's poster need of it.
+    pub fn new(config: PacerConfig) -> Result<(Self, PacerBeat, PacerHandle), PciError> {
         let identity = Identity {
             vendor: pacer::VENDOR_ID,
             device: pacer::DEVICE_ID,
@@ -225,14 +250,19 @@ impl Pacer {
         });
         let (timing, writer) = TimingArea::new()?;
         let ring = Arc::new(MarkerRing::new()?);
-        let handle = PacerHandle {
+        let beat = PacerBeat {
             shared: Arc::clone(&shared),
             timing: writer,
+            ring: Arc::clone(&ring),
+            irqs: Arc::clone(&function.irqs),
+        };
+        let handle = PacerHandle {
+            shared: Arc::clone(&shared),
             markers: MarkerReader::new(Arc::clone(&ring)),
             irqs: Arc::clone(&function.irqs),
         };
         let registers = Registers::new(config.slice, config.now, Arc::clone(&shared));
-        Ok((Self { function, registers, timing, ring, shared }, handle))
+        Ok((Self { function, registers, timing, ring, shared }, beat, handle))
     }
 
     fn read_bar0(&mut self, offset: u64, data: &mut [u8]) {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use zerocopy::{FromBytes, IntoBytes};
 
-fn pacer() -> (Pacer, PacerHandle, Arc<AtomicU64>) {
+fn parts() -> (Pacer, PacerBeat, PacerHandle, Arc<AtomicU64>) {
     let time = Arc::new(AtomicU64::new(0));
     let clock = Arc::clone(&time);
     let config = PacerConfig {
@@ -14,7 +14,12 @@ fn pacer() -> (Pacer, PacerHandle, Arc<AtomicU64>) {
         generation: Generation(7),
         now: Arc::new(move || Nanos(clock.load(Ordering::Relaxed))),
     };
-    let (pacer, handle) = Pacer::new(config).unwrap();
+    let (pacer, beat, handle) = Pacer::new(config).unwrap();
+    (pacer, beat, handle, time)
+}
+
+fn pacer() -> (Pacer, PacerHandle, Arc<AtomicU64>) {
+    let (pacer, _, handle, time) = parts();
     (pacer, handle, time)
 }
 
@@ -136,7 +141,7 @@ fn the_peer_cannot_write_the_timing_page() {
 
 #[test]
 fn published_fields_are_where_the_layout_says() {
-    let (mut pacer, mut handle, _) = pacer();
+    let (mut pacer, mut beat, ..) = parts();
     let page = TimingPage {
         vblank_seq: 5,
         vblank_time: Nanos(123),
@@ -145,7 +150,7 @@ fn published_fields_are_where_the_layout_says() {
         clock_source: 1,
         ..TimingPage::default()
     };
-    handle.publish(&page);
+    beat.publish(&page);
     let mut bytes = [0; size_of::<TimingPage>()];
     pacer.region_read(TIMING_BAR, 0, &mut bytes).unwrap();
     let seen = TimingPage::read_from_bytes(&bytes).unwrap();
@@ -155,7 +160,7 @@ fn published_fields_are_where_the_layout_says() {
 /// Every word of a published page is derived from its number: a torn copy does not add up.
 #[test]
 fn a_seqlock_reader_never_sees_a_torn_page() {
-    let (pacer, mut handle, _) = pacer();
+    let (pacer, mut beat, ..) = parts();
     let fd = pacer.region(TIMING_BAR).mapping.unwrap().fd.try_clone_to_owned().unwrap();
     let view = crate::memory::Mapping::new(fd.as_fd(), 0, 4096, false).unwrap();
     let stop = AtomicBool::new(false);
@@ -174,7 +179,7 @@ fn a_seqlock_reader_never_sees_a_torn_page() {
         });
         for n in 0..200_000 {
             let time = Nanos(n);
-            handle.publish(&TimingPage {
+            beat.publish(&TimingPage {
                 vblank_seq: n,
                 vblank_time: time,
                 period_num: n,

@@ -9,7 +9,7 @@ use beamline_vfio_user::{DeviceError, IrqAction};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -77,6 +77,13 @@ impl IrqTable {
         }
     }
 
+    /// The eventfd of a vector, where interrupts are on and somebody listens to it. Closing the last copy
+    /// takes no time to speak of: it is an eventfd.
+    pub fn wired(&self, vector: u16) -> Option<Arc<OwnedFd>> {
+        let slot = self.slots.get(usize::from(vector))?;
+        if self.enabled.load(Ordering::Acquire) { slot.load_full() } else { None }
+    }
+
     /// Turns all interrupts on or off.
     pub(crate) fn set_enabled(&self, on: bool) {
         self.enabled.store(on, Ordering::Release);
@@ -109,6 +116,7 @@ impl IrqTable {
                         fds.len()
                     )));
                 }
+                fds.iter().try_for_each(check_eventfd)?;
                 for (slot, fd) in slots.iter().zip(fds) {
                     set_nonblocking(&fd)?;
                     slot.store(Some(Arc::new(fd)));
@@ -133,6 +141,22 @@ fn empty(fd: &OwnedFd) {
     if matches!(poll(&mut fds, Some(&at_once)), Ok(1)) {
         // Readable, so this does not wait unless the peer takes the count meanwhile; it is leaving.
         let _ = rustix::io::read(fd, &mut [0; 8]);
+    }
+}
+
+/// Anything else may do what its peer likes when it is written or closed.
+fn check_eventfd(fd: &OwnedFd) -> Result<(), DeviceError> {
+    let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let kind = rustix::fs::readlink(link, Vec::new()).map_err(|errno| {
+        DeviceError::Invalid(format!("an eventfd cannot be looked at: {errno}"))
+    })?;
+    if kind.as_bytes() == b"anon_inode:[eventfd]" {
+        Ok(())
+    } else {
+        let kind = kind.to_string_lossy();
+        Err(DeviceError::Invalid(format!(
+            "an interrupt's descriptor is `{kind}`: it has to be an eventfd"
+        )))
     }
 }
 

@@ -171,11 +171,11 @@ impl Dispatcher {
         self.requeued = requeued;
     }
 
-    /// Lets the guest know of a change, as soon as its poster has room.
+    /// Lets the guest know of a change; the interrupt comes as soon as its poster has room.
     pub(super) fn tell_contract(&mut self, index: usize) {
-        let Some(slice) = self.slice(index).filter(|slice| slice.untold) else { return };
-        let post = Post::Contract { contract: slice.told, phase: slice.link.grid.phase() };
-        let told = self.post(index, post);
+        let Some(slice) = self.slice_mut(index).filter(|slice| slice.untold) else { return };
+        slice.link.beat.contract(slice.told, slice.link.grid.phase());
+        let told = self.post(index, Post::Contract);
         if let Some(slice) = self.slice_mut(index) {
             slice.untold = !told;
         }

@@ -1,4 +1,4 @@
-//! Stages 4 to 6: what goes out: grants to the backend, fences and vblanks to the posters.
+//! Stages 4 to 6: what goes out: grants to the backend, fences to the posters.
 
 use super::{Dispatcher, Life, Running, tenant};
 use crate::backend::{GpuError, Latched};
@@ -151,21 +151,24 @@ impl Dispatcher {
     /// Whether the poster was given it.
     pub(super) fn post(&mut self, index: usize, post: Post) -> bool {
         let Some(slice) = self.slice_mut(index) else { return false };
-        // A poster that is held up by its peer loses vblanks first; completions have room set aside,
+        // A poster that is held up by its peer loses markers first; completions have room set aside,
         // because no more than MAX_QUEUED of them can be on their way. What it has to know of its contract
         // is told again.
         let spare = match post {
-            Post::Vblank { .. } | Post::Contract { .. } => 2 * MAX_QUEUED,
+            Post::Vblank { .. } | Post::Contract => 2 * MAX_QUEUED,
             Post::Complete { .. } | Post::Lost { .. } => 0,
         };
         let taken = slice.link.post.slots() > spare && slice.link.post.push(post).is_ok();
-        slice.posted |= taken;
+        if taken && !std::mem::replace(&mut slice.posted, true) {
+            self.stirred.push(index as u16);
+        }
         taken
     }
 
     pub(super) fn wake_posters(&mut self) {
-        for slice in self.slices[..self.top].iter_mut().flatten() {
-            if std::mem::take(&mut slice.posted) {
+        for index in self.stirred.drain(..) {
+            if let Some(Some(slice)) = self.slices.get_mut(usize::from(index)) {
+                slice.posted = false;
                 slice.link.poster.signal();
             }
         }

@@ -3,16 +3,15 @@
 mod rig;
 
 use super::screen::Image;
-use crate::mediate::message::{Post, Work};
+use crate::mediate::message::Work;
 use crate::memory::Gpa;
+use beamline_abi::Nanos;
 use beamline_abi::virtio_gpu::{
     AttachBacking, BLOB_MEM_GUEST, CONTROL_QUEUE, CURSOR_QUEUE, CtrlHeader, CtxCreate, FLAG_FENCE,
     GetEdid, MemEntry, Rect, ResourceCreate2d, ResourceCreateBlob, ResourceFlush, SetScanout,
     SetScanoutBlob, TransferToHost2d, cmd, format,
 };
 use beamline_abi::virtio_pci::{common, status};
-use beamline_abi::{Generation, Nanos};
-use beamline_sched::Vblank;
 use beamline_vfio_user::Device;
 use proptest::prelude::*;
 use rig::{IMAGES, PAGE, Rig};
@@ -138,9 +137,7 @@ fn a_vblank_before_the_flush_does_not_answer_it() {
     framebuffer(&mut rig, 3, IMAGES, 1);
     assert_eq!(rig.ask(cmd::SET_SCANOUT, &scanout(3)), cmd::RESP_OK_NODATA);
     // The vblank is posted, and before the poster runs, the flush comes.
-    let vblank = Vblank { seq: 1, time: rig.now, next: Nanos(u64::MAX) };
-    let generation = Generation(0);
-    rig.posts.push(Post::Vblank { vblank, presented: None, generation }).unwrap();
+    rig.beat();
     rig.now = Nanos(rig.now.0 + 5);
     rig.send(cmd::RESOURCE_FLUSH, Some(1), flush(3).as_bytes(), &[]);
     assert_eq!(rig.used(CONTROL_QUEUE), []);

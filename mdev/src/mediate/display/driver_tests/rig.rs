@@ -6,6 +6,7 @@ use crate::device::eventfd::EventFd;
 use crate::device::pacer::{Pacer, PacerConfig};
 use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
 use crate::host::{display_settings, parts::write_png};
+use crate::mediate::beat::{Beat, BeatParts, Shot};
 use crate::mediate::dispatcher::SliceCounters;
 use crate::mediate::display::Display;
 use crate::mediate::display::screen::{Image, Screen};
@@ -18,7 +19,7 @@ use beamline_abi::virtio_gpu::{
     CONTROL_QUEUE, CURSOR_QUEUE, CtrlHeader, CursorPos, FLAG_FENCE, UpdateCursor, feature,
 };
 use beamline_abi::virtio_pci::{common, feature as transport, ring, status};
-use beamline_abi::{Generation, Nanos, SliceId};
+use beamline_abi::{FrameId, Generation, Nanos, SliceId};
 use beamline_latency::FakeClock;
 use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::SliceIndex;
@@ -69,6 +70,7 @@ pub(super) struct Rig {
     pub(super) handle: GpuHandle,
     worker: Worker,
     poster: Poster,
+    beat: Beat,
     pub(super) screen: Arc<Screen>,
     pub(super) posts: Producer<Post>,
     pub(super) work: Consumer<Work>,
@@ -105,7 +107,7 @@ impl Rig {
         let slice_id = SliceId([7; 16]);
         let config =
             PacerConfig { slice: slice_id, generation: Generation(0), now: Arc::new(|| Nanos(0)) };
-        let (pacer, pacer_handle) = Pacer::new(config).unwrap();
+        let (pacer, beat, pacer_handle) = Pacer::new(config).unwrap();
         let limits = SliceLimits { memory: 1 << 20, max_resources: 16 };
         let (work_in, work) = RingBuffer::new(RING);
         let (recycle_in, recycle) = RingBuffer::new(RING);
@@ -128,17 +130,22 @@ impl Rig {
             counters: Arc::new(SliceCounters::default()),
             recorder: Recorder::off(),
         });
+        let beat = Beat::new(BeatParts {
+            contract: slice.contract,
+            phase: Nanos::ZERO,
+            pacer: beat,
+            tsc: None,
+        });
         let poster = Poster::new(PosterParts {
             index: SliceIndex(0),
             slice: slice_id,
-            contract: slice.contract,
-            phase: Nanos::ZERO,
+            period: slice.contract.period,
             display: (slice.width, slice.height),
             limits,
             pacer: pacer_handle,
+            gap: beat.gap(),
             posts,
             answers,
-            tsc: None,
             clock: Arc::new(FakeClock::new(Nanos(0))),
             recorder: Recorder::off(),
         });
@@ -153,6 +160,7 @@ impl Rig {
             handle,
             worker,
             poster,
+            beat,
             screen,
             posts: posts_in,
             work,
@@ -160,7 +168,7 @@ impl Rig {
             features: features | transport::VERSION_1,
             put: [0; 2],
             seen: [0; 2],
-            now: Nanos(0),
+            now: Nanos(1),
             _pacer: pacer,
             _recycle: recycle_in,
         };
@@ -223,11 +231,20 @@ impl Rig {
         self.poster.step();
     }
 
-    /// A vblank at this moment.
-    pub(super) fn vblank(&mut self) {
+    /// What the dispatcher does at a vblank at this moment.
+    pub(super) fn beat(&mut self) {
         let vblank = Vblank { seq: 1, time: self.now, next: Nanos(u64::MAX) };
-        let generation = Generation(0);
-        self.posts.push(Post::Vblank { vblank, presented: None, generation }).unwrap();
+        let (slice, generation) = (SliceIndex(0), Generation(0));
+        self.beat.vblank(vblank, None, generation);
+        if self.beat.stirs_poster() {
+            let shot = Shot { slice, generation, seq: 1, frame: FrameId::NONE };
+            self.posts.push(Post::Vblank { shot, signal: false }).unwrap();
+        }
+    }
+
+    /// A vblank at this moment, and what follows.
+    pub(super) fn vblank(&mut self) {
+        self.beat();
         self.now = Nanos(self.now.0 + 1);
         self.settle();
     }

@@ -1,0 +1,210 @@
+//! Stage 8, posted interrupt: signals eventfds of peers from a thread that serves all slices.
+//!
+//! A `write` to an eventfd waits where its counter is full and its owner has made it blocking, and both are
+//! the peer's to choose at any moment. The kernel's own `eventfd_signal` never waits. It is reached through
+//! asynchronous I/O: an operation with `IOCB_FLAG_RESFD` signals an eventfd when it is over, and a read of
+//! nothing from an empty memory file is over before `io_submit` returns. Measured on a virtual machine that
+//! costs about a microsecond, and less for several together; waking a thread that may be held up, 30.
+#![allow(unsafe_code)] // io_setup, io_submit, io_getevents and io_destroy have no safe wrapper.
+
+use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::ptr;
+use std::sync::Arc;
+
+/// Eventfds that are signalled with one call at most.
+pub const BATCH: usize = 8;
+/// Operations that the kernel remembers until their ends are taken. It rounds up.
+const EVENTS: usize = 4 * BATCH;
+const IOCB_CMD_PREAD: u16 = 0;
+const IOCB_FLAG_RESFD: u32 = 1 << 0;
+
+/// `struct io_event` of `linux/aio_abi.h`.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct IoEvent {
+    data: u64,
+    obj: u64,
+    res: i64,
+    res2: i64,
+}
+
+/// Eventfds that are to be signalled together.
+pub struct Signals {
+    context: libc::c_ulong,
+    nothing: OwnedFd,
+    queue: Vec<Arc<OwnedFd>>,
+    /// Operations whose ends have not been taken.
+    unread: usize,
+}
+
+impl Signals {
+    /// Fails where the system has no asynchronous I/O left (`fs.aio-max-nr`) or was built without.
+    pub fn new() -> io::Result<Self> {
+        let nothing = rustix::fs::memfd_create("beamline-nothing", MemfdFlags::CLOEXEC)?;
+        let mut context: libc::c_ulong = 0;
+        // SAFETY: `context` is a valid place for the result and 0, as io_setup(2) asks.
+        let result =
+            unsafe { libc::syscall(libc::SYS_io_setup, EVENTS as libc::c_uint, &raw mut context) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { context, nothing, queue: Vec::with_capacity(BATCH), unread: 0 })
+    }
+
+    /// How many more fit before [`Signals::send`].
+    pub fn room(&self) -> usize {
+        BATCH - self.queue.len()
+    }
+
+    /// To be signalled by the next [`Signals::send`]. Does nothing where there is no [`Signals::room`].
+    pub fn push(&mut self, fd: Arc<OwnedFd>) {
+        if self.room() > 0 {
+            self.queue.push(fd);
+        }
+    }
+
+    /// Signals all that were pushed, in their order, and forgets them. `refused` is told the place of each
+    /// that the kernel did not signal: one that is no eventfd.
+    pub fn send(&mut self, mut refused: impl FnMut(usize, Errno)) {
+        let mut control = [(); BATCH].map(|()| operation(&self.nothing));
+        let mut pointers = [ptr::null_mut::<libc::iocb>(); BATCH];
+        for ((control, pointer), fd) in control.iter_mut().zip(&mut pointers).zip(&self.queue) {
+            control.aio_resfd = fd.as_raw_fd() as u32;
+            *pointer = ptr::from_mut(control);
+        }
+        let count = self.queue.len();
+        let mut done = 0;
+        while done < count {
+            if self.unread + count > EVENTS {
+                self.take_ends();
+            }
+            match self.submit(&mut pointers[done..count]) {
+                Ok(taken) => done += taken,
+                Err(Errno::INTR) => {}
+                Err(errno) => {
+                    refused(done, errno);
+                    done += 1;
+                }
+            }
+        }
+        self.queue.clear();
+    }
+
+    /// At least one, or an error that is the first one's.
+    fn submit(&mut self, operations: &mut [*mut libc::iocb]) -> Result<usize, Errno> {
+        // SAFETY: each pointer is one to an iocb that lives in the caller's frame; the kernel copies it in the
+        // call. The buffer is empty, so nothing is written. The descriptors are open: the queue owns them.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_io_submit,
+                self.context,
+                operations.len() as libc::c_long,
+                operations.as_mut_ptr(),
+            )
+        };
+        match usize::try_from(result) {
+            Ok(0) => Err(Errno::AGAIN),
+            Ok(taken) => {
+                self.unread += taken;
+                Ok(taken)
+            }
+            Err(_) => Err(Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)),
+        }
+    }
+
+    /// Makes room in the kernel for more operations. All are over, so this does not wait.
+    fn take_ends(&mut self) {
+        let mut events = [IoEvent::default(); EVENTS];
+        // SAFETY: `events` has room for as many as are asked for; a null timeout with a minimum of 0 does not
+        // wait.
+        let taken = unsafe {
+            libc::syscall(
+                libc::SYS_io_getevents,
+                self.context,
+                0 as libc::c_long,
+                EVENTS as libc::c_long,
+                events.as_mut_ptr(),
+                ptr::null_mut::<libc::timespec>(),
+            )
+        };
+        self.unread -= usize::try_from(taken).unwrap_or(0).min(self.unread);
+    }
+}
+
+impl Drop for Signals {
+    fn drop(&mut self) {
+        // SAFETY: the context is this object's own and is not used any more.
+        let _ = unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
+    }
+}
+
+fn operation(nothing: &OwnedFd) -> libc::iocb {
+    // SAFETY: all of `iocb` is integers, for which zero is a value.
+    let mut operation: libc::iocb = unsafe { std::mem::zeroed() };
+    operation.aio_lio_opcode = IOCB_CMD_PREAD;
+    operation.aio_fildes = nothing.as_raw_fd() as u32;
+    operation.aio_flags = IOCB_FLAG_RESFD;
+    operation
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+    use std::time::Duration;
+
+    fn count(fd: &OwnedFd) -> u64 {
+        let mut count = [0; 8];
+        rustix::io::read(fd, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
+    }
+
+    fn wire() -> Arc<OwnedFd> {
+        Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap())
+    }
+
+    #[test]
+    fn each_is_signalled_once_however_many_there_are() {
+        let mut signals = Signals::new().unwrap();
+        let wires: Vec<_> = (0..BATCH).map(|_| wire()).collect();
+        for _ in 0..10 * EVENTS {
+            for fd in &wires {
+                signals.push(Arc::clone(fd));
+            }
+            assert_eq!(signals.room(), 0);
+            signals.send(|at, errno| panic!("{at}: {errno}"));
+            assert!(wires.iter().all(|fd| count(fd) == 1));
+        }
+    }
+
+    #[test]
+    fn what_is_no_eventfd_is_told_and_the_others_are_signalled() {
+        let mut signals = Signals::new().unwrap();
+        let (first, last) = (wire(), wire());
+        let file = Arc::new(rustix::fs::memfd_create("no eventfd", MemfdFlags::CLOEXEC).unwrap());
+        for fd in [&first, &file, &last] {
+            signals.push(Arc::clone(fd));
+        }
+        let mut refused = vec![];
+        signals.send(|at, errno| refused.push((at, errno)));
+        assert_eq!(refused, [(1, Errno::INVAL)]);
+        assert_eq!((count(&first), count(&last)), (1, 1));
+    }
+
+    /// The peer fills the counter and makes the eventfd blocking: a write would wait for ever.
+    #[test]
+    fn a_full_counter_holds_nobody_up() {
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let full = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+            rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+            let mut signals = Signals::new().unwrap();
+            signals.push(full);
+            signals.send(|at, errno| panic!("{at}: {errno}"));
+            tell.send(()).unwrap();
+        });
+        told.recv_timeout(Duration::from_secs(20)).expect("the signal waits for the peer");
+    }
+}
