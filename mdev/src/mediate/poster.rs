@@ -137,6 +137,10 @@ impl Poster {
             }
         }
         self.flush();
+        for vector in self.parts.pacer.shared().take_notices() {
+            // The register that it is about says the same to a guest that nobody can interrupt.
+            let _ = self.parts.pacer.signal(vector);
+        }
     }
 
     /// A guest that comes next finds nothing of the one before it.
