@@ -39,7 +39,7 @@ pub struct Ask {
 
 /// Which request an answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn(u32);
+pub struct AskTurn(u32);
 
 /// How a request is answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ pub(super) struct Desk {
     stand: AtomicU64,
     /// Means something only where `stand` says reduced or refused.
     budget: AtomicU64,
-    slot: ArcSwapOption<(Turn, Ask)>,
+    slot: ArcSwapOption<(AskTurn, Ask)>,
     /// Something was put into the slot since it was last emptied: whoever decides has been woken for it.
     posted: AtomicBool,
     /// Wakes whoever decides, once there is somebody.
@@ -99,8 +99,8 @@ impl Stand {
                 | answer as u64,
         )
     }
-    const fn turn(self) -> Turn {
-        Turn((self.0 >> 32) as u32)
+    const fn turn(self) -> AskTurn {
+        AskTurn((self.0 >> 32) as u32)
     }
     /// ANSWER_COUNT.
     pub(super) const fn count(self) -> u16 {
@@ -159,7 +159,7 @@ impl Desk {
     }
 
     /// Begins a turn; `None` where a request is pending and this is another.
-    fn advance(&self, to: u32) -> Option<Turn> {
+    fn advance(&self, to: u32) -> Option<AskTurn> {
         let next = |stand: u64| {
             let now = Stand(stand);
             let turn = now.turn().0.wrapping_add(1);
@@ -170,7 +170,7 @@ impl Desk {
             }
         };
         let before = self.stand.fetch_update(Ordering::AcqRel, Ordering::Acquire, next).ok()?;
-        Some(Turn(Stand(before).turn().0.wrapping_add(1)))
+        Some(AskTurn(Stand(before).turn().0.wrapping_add(1)))
     }
 
     /// Who is woken by a request. The first one stays.
@@ -190,20 +190,20 @@ impl Desk {
     }
 
     /// The request that lies there, if it is still wanted.
-    pub(super) fn take(&self) -> Option<(Turn, Ask)> {
+    pub(super) fn take(&self) -> Option<(AskTurn, Ask)> {
         self.posted.store(false, Ordering::Release);
         let taken = self.slot.swap(None)?;
         self.is_pending(taken.0).then_some(*taken)
     }
 
     /// Whether this turn's request is still unanswered and wanted.
-    pub(super) fn is_pending(&self, turn: Turn) -> bool {
+    pub(super) fn is_pending(&self, turn: AskTurn) -> bool {
         let stand = self.stand();
         stand.turn() == turn && stand.answer() == answer::PENDING
     }
 
     /// Answers; `false` where nobody waits for it any more. For the one thread that decides.
-    pub(super) fn answer(&self, turn: Turn, answer: Answer) -> bool {
+    pub(super) fn answer(&self, turn: AskTurn, answer: Answer) -> bool {
         if !self.is_pending(turn) {
             return false;
         }
@@ -232,18 +232,18 @@ impl PacerShared {
     }
 
     /// What the guest asks for, once.
-    pub fn take_ask(&self) -> Option<(Turn, Ask)> {
+    pub fn take_ask(&self) -> Option<(AskTurn, Ask)> {
         self.desk.take()
     }
 
     /// Whether the guest still waits for the answer of this turn.
-    pub fn awaits(&self, turn: Turn) -> bool {
+    pub fn awaits(&self, turn: AskTurn) -> bool {
         self.desk.is_pending(turn)
     }
 
     /// Answers what the guest asked for, and tells it so; `false` where it does not wait any more. Only one
     /// thread answers.
-    pub fn answer(&self, turn: Turn, answer: Answer) -> bool {
+    pub fn answer(&self, turn: AskTurn, answer: Answer) -> bool {
         let waited = self.desk.answer(turn, answer);
         if waited {
             self.notify(vector::CONTRACT);

@@ -18,7 +18,7 @@ use crate::device::pci::msix::{IrqError, IrqTable};
 use crate::device::pci::{Function, PciError, trapped};
 use arc_swap::ArcSwapOption;
 use ask::Desk;
-pub use ask::{Answer, Ask, Turn};
+pub use ask::{Answer, Ask, AskTurn};
 use beamline_abi::pacer::{self, TimingPage, control, status, vector};
 use beamline_abi::{Generation, Nanos, Reason, SliceId};
 use beamline_latency::clock::{GuestTsc, TscMap};

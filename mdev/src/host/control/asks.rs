@@ -10,7 +10,7 @@
 use super::{Controller, Entry, LOOK_AGAIN, State};
 use crate::config::GuestContract;
 use crate::device::eventfd::EventFd;
-use crate::device::pacer::{Answer, Ask, PacerShared, Turn};
+use crate::device::pacer::{Answer, Ask, AskTurn, PacerShared};
 use crate::host::ask::{self, Decision, Terms};
 use crate::host::slice::{readable, wait};
 use crate::host::threads::Role;
@@ -47,7 +47,7 @@ pub(super) struct Asked {
 
 #[derive(Clone, Copy)]
 struct InHand {
-    turn: Turn,
+    turn: AskTurn,
     ask: Ask,
     /// How long it waits at most.
     until: Nanos,
