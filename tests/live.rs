@@ -1,12 +1,15 @@
 //! Slices that come, change and go while others render: none of it costs a neighbour a frame, or the slice
 //! itself one that it was promised. *Modelled*, in virtual time.
 
-use beamline_abi::Nanos;
+use beamline_abi::pacer::{reg, status};
+use beamline_abi::{Nanos, Reason};
+use beamline_guest_driver::pacer::{Answer, Ask};
 use beamline_latency::Stage;
 use beamline_mdev::host::admit::NotNow;
 use beamline_mdev::mediate::dispatcher::{Change, Way};
 use beamline_sched::{Class, Period, PolicyKind};
-use beamline_tests::{FLOOD, GAME, Habits, Scenario, State, VR, World};
+use beamline_tests::{FLOOD, Function, GAME, Habits, Scenario, State, VR, World};
+use beamline_vfio_user::RegionIndex;
 
 /// The slice that comes and goes.
 const LIVE: usize = 3;
@@ -194,6 +197,100 @@ fn a_promise_pauses_where_the_two_contracts_do_not_fit_together() {
         // Nothing else is changed meanwhile, nor until what it leaves is surely free.
         assert_served(&mut world, hz.parse().unwrap());
     }
+    assert_unharmed(&mut world, from);
+}
+
+/// A slice whose guest may choose.
+fn choosing(budget_ms: f64) -> String {
+    let keys =
+        "guest_contract = \"within\"\nguest_hz = { min = \"30\", max = \"120\" }\n[slice.contract]";
+    section("60", "reserved", budget_ms).replace("[slice.contract]", keys)
+}
+
+/// The guest asks, and lives on until it is answered and has what it was granted.
+fn ask(world: &mut World, hz: u64, budget: Nanos) -> Answer {
+    let period = Period::from_hz(hz, 1).unwrap();
+    let period = Some((period.num(), period.den()));
+    let budget = Some(budget);
+    world.ask(LIVE, &Ask { period, budget, ..Ask::default() }).unwrap();
+    let end = world.now().saturating_add(SECOND.saturating_add(SECOND));
+    let mut answer = None;
+    while answer.is_none() || world.is_changing(LIVE) {
+        world.run_for(Nanos::from_millis(1)).unwrap();
+        answer = answer.or_else(|| world.answer(LIVE));
+        assert!(world.now() < end, "{answer:?}");
+    }
+    answer.unwrap()
+}
+
+#[test]
+fn a_guest_that_asks_for_another_rate_costs_nobody_a_frame() {
+    for seed in 1..4 {
+        let mut world = world(seed);
+        let from = world.now();
+        in_turn(&mut world, |w| w.add(&choosing(1.6)));
+        world.attach(LIVE, "scene=game", Habits::default()).unwrap();
+        assert_served(&mut world, 60);
+        let half = Nanos::from_micros(800);
+        assert_eq!(ask(&mut world, 90, half), Answer::Granted);
+        assert_eq!(world.page(LIVE).unwrap().budget, half);
+        assert_served(&mut world, 90);
+        // More than the operator gave, at any rate, is that.
+        let reason = Some(Reason::Ceiling);
+        let budget = Nanos::from_micros(800);
+        let greedy = ask(&mut world, 120, Nanos::from_millis(5));
+        assert_eq!(greedy, Answer::Reduced { reason, budget });
+        assert_served(&mut world, 120);
+        assert_eq!(ask(&mut world, 60, Nanos::from_micros(1_600)), Answer::Granted);
+        assert_served(&mut world, 60);
+        assert_unharmed(&mut world, from);
+    }
+}
+
+#[test]
+fn a_guest_that_floods_its_pacer_with_requests_costs_nobody_a_frame() {
+    let mut world = world(7);
+    let from = world.now();
+    in_turn(&mut world, |w| w.add(&choosing(1.6)));
+    world.attach(LIVE, "scene=game", Habits::default()).unwrap();
+    for n in 0..2_000u64 {
+        world.misuse(LIVE, |port| {
+            let mut write = |at: u32, value: u64| {
+                let bar = RegionIndex::bar(0);
+                port.region_write(Function::Pacer, bar, at.into(), &value.to_le_bytes());
+            };
+            for word in 0..8 {
+                write(
+                    reg::ASK_PERIOD_NUM,
+                    [11_111_111, 1 << word, 16_666_666, u64::MAX][n as usize % 4],
+                );
+                write(reg::ASK_PERIOD_DEN, 1 + n % 2 * word);
+                write(reg::ASK_BUDGET, n << word);
+                write(reg::ASK_COMMIT, 1);
+            }
+        });
+        world.run_for(Nanos::from_micros(700)).unwrap();
+    }
+    assert_unharmed(&mut world, from);
+}
+
+#[test]
+fn a_guest_that_is_asked_to_stop_finishes_its_frames_and_goes_on_when_it_may() {
+    let mut world = world(8);
+    let from = world.now();
+    world.quiesce(FLOOD, true);
+    // It hears of it, and its jobs run to their end.
+    world.run_for(Nanos::from_millis(100)).unwrap();
+    assert_eq!(world.status(FLOOD).0, status::QUIESCE);
+    let stats = world.stats(FLOOD);
+    assert_eq!((world.queued(FLOOD), stats.failed), (0, 0));
+    assert_eq!(stats.submitted, stats.completed);
+    world.run_for(SECOND).unwrap();
+    assert_eq!(world.stats(FLOOD).submitted, stats.submitted);
+    world.quiesce(FLOOD, false);
+    world.run_for(SECOND).unwrap();
+    assert_eq!(world.status(FLOOD).0, status::RUNNING);
+    assert!(world.stats(FLOOD).submitted > stats.submitted + 100, "{:?}", world.stats(FLOOD));
     assert_unharmed(&mut world, from);
 }
 

@@ -3,11 +3,13 @@
 use crate::input::Input;
 use beamline_abi::pacer::{
     self, BAR0_SIZE, BAR2_SIZE, BAR4_SIZE, MARKER_CAPACITY, MARKER_ENTRIES, MARKER_HEAD,
-    MARKER_TAIL, Marker, TimingPage, control, reg, status,
+    MARKER_TAIL, Marker, TimingPage, answer, control, reg, status, vector,
 };
 use beamline_abi::{Generation, JobIndex, Nanos, Reason, SliceId};
 use beamline_latency::clock::TscMap;
-use beamline_mdev::device::pacer::{Pacer, PacerBeat, PacerConfig, PacerHandle, SliceState};
+use beamline_mdev::device::pacer::{
+    Answer, Pacer, PacerBeat, PacerConfig, PacerHandle, SliceState,
+};
 use beamline_vfio_user::{Device, RegionIndex};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,7 +40,8 @@ pub(crate) fn run(data: &[u8]) {
     };
     let (pacer, beat, handle) = Pacer::new(config).expect("a pacer can be made");
     let page = TimingPage::default();
-    let mut bench = Bench { pacer, beat, handle, time, page, state: SliceState::Normal };
+    let state = SliceState::Normal;
+    let mut bench = Bench { pacer, beat, handle, time, page, state, quiesce: false };
     let mut input = Input::new(data);
     for _ in 0..MAX_STEPS {
         if input.is_empty() {
@@ -57,6 +60,8 @@ struct Bench {
     /// What was published last.
     page: TimingPage,
     state: SliceState,
+    /// Whether the guest is asked to stop submitting.
+    quiesce: bool,
 }
 
 impl Bench {
@@ -82,18 +87,26 @@ impl Bench {
             }
             4 | 5 => self.drain(),
             6 => {
-                let at = input.below(0x60) as u64;
+                let at = input.below(0xb0) as u64;
                 let data = input.bytes(32);
                 self.write(REGISTERS, at, data);
             }
             7 => self.commit_tsc(input),
             8 => self.publish(input),
-            9 => {
-                self.state =
-                    [SliceState::Normal, SliceState::Quiesce, SliceState::Lost][input.below(3)];
-                self.handle.shared().set_state(self.state);
-                self.handle.shared().set_reason(Reason::Quota);
-            }
+            9 => match input.below(4) {
+                which @ 0..2 => {
+                    self.state = [SliceState::Normal, SliceState::Lost][which];
+                    self.handle.shared().set_state(self.state);
+                    self.handle.shared().set_reason(Reason::Quota);
+                }
+                2 => {
+                    let before = std::mem::replace(&mut self.quiesce, input.flag());
+                    self.handle.shared().set_quiesce(self.quiesce);
+                    let mut told = self.handle.shared().take_notices();
+                    assert_eq!(told.any(|v| v == vector::QUIESCE), before != self.quiesce);
+                }
+                _ => self.decide(input),
+            },
             10 => self.read_time(input),
             _ => {
                 // The timing page is read-only memory: writes are dropped.
@@ -161,6 +174,48 @@ impl Bench {
         }
     }
 
+    /// A request is answered once, and not after a reset.
+    fn decide(&mut self, input: &mut Input<'_>) {
+        for _ in 0..input.below(3) {
+            let at = u64::from(reg::ASK_PERIOD_NUM) + 4 * input.below(12) as u64;
+            self.write(REGISTERS, at, &input.number32().to_le_bytes());
+        }
+        if input.flag() {
+            self.write(REGISTERS, reg::ASK_COMMIT.into(), &1u32.to_le_bytes());
+            assert_eq!(self.register(reg::ANSWER), answer::PENDING);
+        }
+        let count = self.register(reg::ANSWER_COUNT);
+        let Some((turn, _)) = self.handle.shared().take_ask() else {
+            // One that was taken is answered below.
+            assert_ne!(self.register(reg::ANSWER), answer::PENDING);
+            return;
+        };
+        let _ = self.handle.shared().take_notices().count();
+        assert!(self.handle.shared().awaits(turn) && self.handle.shared().take_ask().is_none());
+        let reset = input.u8() < 0x20;
+        if reset {
+            self.pacer.reset();
+        }
+        let budget = Nanos(input.number());
+        let (said, word) = match input.below(3) {
+            0 => (Answer::Granted, answer::GRANTED),
+            1 => (Answer::Reduced { reason: Reason::NoRoom, budget }, answer::REDUCED),
+            _ => (Answer::Refused { reason: Reason::Ceiling, budget }, answer::REFUSED),
+        };
+        assert_eq!(self.handle.shared().answer(turn, said), !reset);
+        assert!(!self.handle.shared().answer(turn, said), "an answer comes twice");
+        let told: Vec<u16> = self.handle.shared().take_notices().collect();
+        if reset {
+            assert_eq!((self.register(reg::ANSWER), told.len()), (answer::NONE, 0));
+            return;
+        }
+        assert_eq!((self.register(reg::ANSWER), told), (word, vec![vector::CONTRACT]));
+        assert_eq!(self.register(reg::ANSWER_COUNT), (count + 1) & 0xffff);
+        let named = if word == answer::GRANTED { 0 } else { budget.0 };
+        let read: [u8; 8] = self.read(REGISTERS, reg::ANSWER_BUDGET.into());
+        assert_eq!(u64::from_le_bytes(read), named);
+    }
+
     fn publish(&mut self, input: &mut Input<'_>) {
         self.page.vblank_seq = input.number();
         self.page.vblank_time = Nanos(input.number());
@@ -188,12 +243,16 @@ impl Bench {
         assert_eq!(self.handle.vblank_enabled(), on);
         let wanted = match self.state {
             SliceState::Lost => status::LOST,
-            SliceState::Quiesce => status::QUIESCE,
+            SliceState::Normal if self.quiesce => status::QUIESCE,
             SliceState::Normal if on => status::RUNNING,
             SliceState::Normal => status::IDLE,
         };
         assert_eq!(self.register(reg::STATUS), wanted);
         assert_eq!(self.read::<8>(REGISTERS, BAR0_SIZE - 8), [0; 8]);
+        let staged = self.read::<52>(REGISTERS, reg::ASK_PERIOD_NUM.into());
+        assert_eq!(staged, [0; 52], "what is asked for is write only");
+        assert!(self.register(reg::ANSWER) <= answer::REFUSED);
+        assert!(Reason::from_raw(self.register(reg::ANSWER_REASON)).is_some());
 
         let bytes: [u8; size_of::<TimingPage>()] = self.read(TIMING, 0);
         let (page, _) = TimingPage::read_from_prefix(&bytes).expect("the page is that long");

@@ -300,7 +300,7 @@ impl Bench {
         let on = self.bus_master();
         match &self.function {
             Function::Pacer(_, handle) => {
-                handle.shared().set_state(SliceState::Quiesce);
+                handle.shared().set_state(SliceState::Lost);
                 let vector = input.below(4) as u16;
                 let wire = self.wires.get(usize::from(vector)).map(Option::as_ref);
                 match handle.signal(vector) {

@@ -1,5 +1,9 @@
 //! Stage 9, guest: from vmm/interrupt to the application: vblanks, the timing page and frame markers.
 
+mod ask;
+
+pub use ask::{Answer, Ask, AskError, AskLatch};
+
 use crate::pci::{self, Function, MsiTarget, PciError};
 use crate::transport::{Gpa, Slot, Transport, Width};
 use beamline_abi::pacer::{
@@ -60,6 +64,8 @@ pub struct Pacer {
     slice: SliceId,
     generation: Generation,
     seen: u64,
+    /// ANSWER_COUNT when it was last looked at.
+    answers: u32,
     /// The marker ring, which submissions write as well.
     pub markers: MarkerRing,
 }
@@ -109,6 +115,7 @@ impl Pacer {
             slice,
             generation,
             seen: 0,
+            answers: 0,
             markers: MarkerRing::attach(t, ring),
         })
     }

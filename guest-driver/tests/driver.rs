@@ -3,11 +3,11 @@
 mod machine;
 
 use beamline_abi::frame::{Binding, CreateBuffer, MAX_COMMANDS, submit_flag};
-use beamline_abi::pacer::{MARKER_CAPACITY, Marker, TimingPage};
+use beamline_abi::pacer::{MARKER_CAPACITY, Marker, TimingPage, answer};
 use beamline_abi::virtio_gpu::cmd;
-use beamline_abi::{FrameId, JobIndex, Nanos};
+use beamline_abi::{FrameId, JobIndex, Nanos, Reason};
 use beamline_guest_driver::gpu::{CommandError, Commands, Gpu, GpuError, JobPlace, SLOTS};
-use beamline_guest_driver::pacer::{Pacer, VblankPoll, host_time};
+use beamline_guest_driver::pacer::{Answer, Ask, AskError, AskLatch, Pacer, VblankPoll, host_time};
 use beamline_guest_driver::pci::{self, PciError};
 use beamline_guest_driver::scene::{Params, ParamsError};
 use beamline_guest_driver::transport::{Arena, Gpa, Slot, Transport};
@@ -144,6 +144,45 @@ fn a_vblank_is_seen_once() {
     // A sequence that goes back is the host's mistake; it is not a vblank.
     m.timing.vblank_seq = 0;
     assert_eq!(pacer.poll_vblank(&mut m), VblankPoll::None);
+}
+
+#[test]
+fn a_contract_is_asked_for_and_each_answer_is_seen_once() {
+    let mut m = Machine::new(Accept::default());
+    let targets = Machine::<Accept>::targets().pacer;
+    let mut pacer = Pacer::attach(&mut m, Slot(0), &targets).expect("attaches");
+    assert_eq!(pacer.poll_answer(&mut m), None);
+    let latch = AskLatch { window: Nanos(0x3_0000_0001), budget: None };
+    let ask = Ask {
+        period: Some((100_000_000, 9)),
+        budget: Some(Nanos(4_000_000)),
+        deadline: None,
+        late_latch: Some(latch),
+    };
+    assert_eq!(pacer.ask(&mut m, &ask), Ok(()));
+    let wanted = [100_000_000, 0, 9, 0, 4_000_000, 0, 0, 0, 1, 3, 0, 0];
+    assert_eq!(m.asked.values().copied().collect::<Vec<_>>(), wanted, "all is staged anew");
+    assert_eq!((m.commits, pacer.poll_answer(&mut m)), (1, None));
+    m.answer[0] = answer::PENDING;
+    assert_eq!(pacer.ask(&mut m, &Ask::default()), Err(AskError::Pending));
+    let no_room = Reason::NoRoom as u32;
+    m.answer = [answer::REDUCED, no_room, 1, 5, 1];
+    let (reason, budget) = (Some(Reason::NoRoom), Nanos(0x1_0000_0005));
+    assert_eq!(pacer.poll_answer(&mut m), Some(Answer::Reduced { reason, budget }));
+    assert_eq!(pacer.poll_answer(&mut m), None, "it was seen");
+    assert_eq!(pacer.ask(&mut m, &Ask::default()), Ok(()));
+    assert!(m.asked.values().all(|word| *word == 0), "nothing is left of the one before");
+    m.answer = [answer::REFUSED, 999, 2, 0, 0];
+    let refused = Answer::Refused { reason: None, fits: None };
+    assert_eq!(pacer.poll_answer(&mut m), Some(refused));
+    // After a reset of the function the count begins anew.
+    m.answer = [answer::NONE, 0, 0, 0, 0];
+    assert_eq!(pacer.ask(&mut m, &Ask::default()), Ok(()));
+    m.answer = [answer::GRANTED, 0, 1, 0, 0];
+    assert_eq!(pacer.poll_answer(&mut m), Some(Answer::Granted));
+    m.pacer_features = 3;
+    assert_eq!(pacer.ask(&mut m, &ask), Err(AskError::Unsupported));
+    assert_eq!(m.commits, 3);
 }
 
 #[test]

@@ -167,6 +167,19 @@ fn a_quiesced_scene_submits_nothing_until_it_may() {
 }
 
 #[test]
+fn a_scene_that_starts_on_a_quiesced_slice_waits() {
+    let mut m = Machine::new(Accept::default());
+    m.pacer_status = status::QUIESCE;
+    let mut p = player(&mut m, "scene=flood").expect("attaches");
+    assert_eq!(p.on_wake(&mut m), Ok(Progress::Wait));
+    assert_eq!(p.stats().submitted, 0);
+    m.pacer_status = status::RUNNING;
+    p.on_host_request(&mut m).expect("running is no error");
+    assert_eq!(p.on_wake(&mut m), Ok(Progress::Wait));
+    assert!(p.stats().submitted > 0);
+}
+
+#[test]
 fn what_does_not_fit_together_is_refused() {
     let mut m = Machine::new(Accept::default());
     m.gpu_slice = [1; 16];

@@ -5,7 +5,7 @@ pub mod slice;
 use beamline_abi::Nanos;
 use beamline_sched::{GpuCaps, PolicyKind, Preemption, UnknownPolicy, written};
 use serde::Deserialize;
-pub use slice::{Profile, SliceConfig};
+pub use slice::{GuestContract, Profile, SliceConfig};
 use std::path::{Path, PathBuf};
 
 /// Why a configuration is refused. Every message names the file and the key.
@@ -324,6 +324,13 @@ late_latch = { window_ms = 1.2, budget_ms = 0.6 }
         assert_eq!(c.slices[0].contract.deadline, Nanos(11_111_111));
         assert_eq!(c.slices[0].memory, 64 << 20);
         assert_eq!((c.slices[0].profile, c.slices[0].display_memory), (Profile::Render, 128 << 20));
+        assert_eq!(c.slices[0].guest_contract, GuestContract::Fixed);
+        let within =
+            "height = 288\nguest_contract = \"within\"\nguest_hz = { min = \"30\", max = \"120\" }";
+        let c = parse(&GOOD.replace("height = 288", within)).unwrap();
+        let bound = |hz| beamline_sched::Period::from_hz(hz, 1).unwrap();
+        let bounds = GuestContract::Within { fastest: bound(120), slowest: bound(30) };
+        assert_eq!(c.slices[0].guest_contract, bounds);
         let display = "height = 288\nprofile = \"display\"\ndisplay_memory = \"16M\"";
         let c = parse(&GOOD.replace("height = 288", display)).unwrap();
         assert_eq!((c.slices[0].profile, c.slices[0].display_memory), (Profile::Display, 16 << 20));
@@ -372,6 +379,28 @@ late_latch = { window_ms = 1.2, budget_ms = 0.6 }
             ),
             (format!("{GOOD}{}", &GOOD[GOOD.find("[[slice]]").unwrap()..]), "slice[1].name"),
             (GOOD.replace("backend = \"model\"", "backend = \"cuda\""), "cuda"),
+            (
+                GOOD.replace("height = 288", "height = 288\nguest_contract = \"free\""),
+                "expected `fixed` or `within`",
+            ),
+            (
+                GOOD.replace("height = 288", "height = 288\nguest_contract = \"within\""),
+                "slice[0].guest_hz: state the rates",
+            ),
+            (
+                GOOD.replace(
+                    "height = 288",
+                    "height = 288\nguest_hz = { min = \"30\", max = \"60\" }",
+                ),
+                "slice[0].guest_hz: a guest whose contract is fixed",
+            ),
+            (
+                GOOD.replace(
+                    "height = 288",
+                    "height = 288\nguest_contract = \"within\"\nguest_hz = { min = \"90\", max = \"60\" }",
+                ),
+                "slice[0].guest_hz: min",
+            ),
             (
                 GOOD.replace("height = 288", "height = 288\nprofile = \"desktop\""),
                 "expected `display` or `render`",

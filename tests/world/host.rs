@@ -8,11 +8,12 @@ use beamline_mdev::backend::SliceLimits;
 use beamline_mdev::backend::model::{CostModel, ModelGpu, Service};
 use beamline_mdev::config::{HostConfig, SliceConfig};
 use beamline_mdev::device::eventfd::EventFd;
-use beamline_mdev::device::pacer::{PacerBeat, PacerHandle, PacerShared};
+use beamline_mdev::device::pacer::{Ask, AskTurn, PacerBeat, PacerHandle, PacerShared};
 use beamline_mdev::device::signals::Signals;
 use beamline_mdev::device::virtio::gpu::GpuHandle;
 use beamline_mdev::host;
 use beamline_mdev::host::admit::{Ledger, NotNow, Place};
+use beamline_mdev::host::ask::{self, Decision, Terms};
 use beamline_mdev::mediate::beat::{Beat, BeatParts, Volley};
 use beamline_mdev::mediate::dispatcher::{Change, Dispatcher, SliceCounters, SliceLink};
 use beamline_mdev::mediate::display::Display;
@@ -46,6 +47,8 @@ pub(super) struct Slice {
     pub(super) stirred: bool,
     /// When its worker goes on, where the guest has used up its allowance.
     resume: Nanos,
+    /// What its guest asks for, and when that is decided on at the earliest.
+    asked: Option<((AskTurn, Ask), Nanos)>,
 }
 
 /// One host and its GPU.
@@ -147,6 +150,34 @@ impl Host {
         self.dispatcher.change(index as u16, change);
         self.next = now;
         Ok(change)
+    }
+
+    /// Decides on what the guest of a slice asks for, once changes before it are over; the change, if there is
+    /// one.
+    pub(super) fn answer_ask(&mut self, index: usize, terms: &Terms, now: Nanos) -> Option<Change> {
+        let slice = &mut self.slices[index];
+        if let Some(asked) = slice.pacer.take_ask() {
+            slice.asked = Some((asked, now));
+        }
+        let ((turn, ask), from) = slice.asked?;
+        if from > now || slice.counters.changing.load(Ordering::Acquire) {
+            return None;
+        }
+        match ask::decide(&mut self.ledger, index as u16, terms, &ask, now) {
+            Decision::Later(until) => {
+                slice.asked = Some(((turn, ask), until));
+                None
+            }
+            Decision::Answered(answer, change) => {
+                slice.asked = None;
+                if let Some(change) = change {
+                    slice.counters.changing.store(true, Ordering::Release);
+                    self.dispatcher.change(index as u16, change);
+                }
+                slice.pacer.answer(turn, answer);
+                change
+            }
+        }
     }
 
     /// Ends a slice while the others run; whether there was one.
@@ -291,7 +322,15 @@ impl Parts<'_> {
             recorder: registry.recorder(DEFAULT_CAPACITY),
         });
         Ok((
-            Slice { worker, poster, counters, pacer: shared, stirred: false, resume: Nanos::MAX },
+            Slice {
+                worker,
+                poster,
+                counters,
+                pacer: shared,
+                stirred: false,
+                resume: Nanos::MAX,
+                asked: None,
+            },
             link,
         ))
     }

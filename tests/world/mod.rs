@@ -13,7 +13,7 @@ mod tsc;
 
 use beamline_abi::pacer::{TimingPage, reg};
 use beamline_abi::{Nanos, Reason};
-use beamline_guest_driver::pacer::host_time;
+use beamline_guest_driver::pacer::{Answer, Ask, AskError, host_time};
 use beamline_guest_driver::scene::{Params, Player, SceneError, Stats};
 use beamline_guest_driver::transport::{Gpa, Slot, Transport, Wake, Width};
 use beamline_latency::{Clock, FakeClock, Label, LogWriter, Meta, SliceMeta};
@@ -21,8 +21,10 @@ use beamline_mdev::backend::model::CostModel;
 use beamline_mdev::config::{HostConfig, SliceConfig};
 use beamline_mdev::device::pci::PciError;
 use beamline_mdev::host::admit::NotNow;
+use beamline_mdev::host::ask::Terms;
 use beamline_mdev::host::contract_meta;
 use beamline_mdev::mediate::dispatcher::Change;
+use beamline_sched::Contract;
 use beamline_vfio_user::RegionIndex;
 use guest::{Guest, Habits, State};
 use host::Host;
@@ -84,6 +86,8 @@ fn system(what: &'static str) -> impl Fn(Errno) -> WorldError {
 /// One host with its guests, in virtual time.
 pub struct World {
     config: HostConfig,
+    /// What the operator gave each slice, by place.
+    ceilings: Vec<Contract>,
     clock: FakeClock,
     host: Host,
     /// `None` while a guest is being attached: then [`Attaching`] has it.
@@ -111,7 +115,8 @@ impl World {
             handles.push((pacer, gpu));
         }
         let host = Host::new(&config, handles, costs, &clock)?;
-        Ok(Self { config, clock, host, guests, seed })
+        let ceilings = config.slices.iter().map(|slice| slice.contract).collect();
+        Ok(Self { config, ceilings, clock, host, guests, seed })
     }
 
     /// Adds a slice (a `[[slice]]` section) to the running host, without a guest; its index.
@@ -123,6 +128,7 @@ impl World {
         self.host.add(&slice, &self.clock, BEGIN, (pacer, gpu))?;
         let (player, habits, state) = (None, Habits::default(), State::Absent);
         self.guests.push(Some(Guest { port, player, habits, state }));
+        self.ceilings.push(slice.contract);
         self.config.slices.push(slice);
         Ok(index)
     }
@@ -131,8 +137,32 @@ impl World {
     pub fn change(&mut self, index: usize, slice: &str) -> Result<Change, NotNow> {
         let contract = section(slice).contract;
         let change = self.host.change(index, &contract, self.clock.now())?;
-        self.config.slices[index].contract = contract;
+        (self.config.slices[index].contract, self.ceilings[index]) = (contract, contract);
         Ok(change)
+    }
+
+    /// Lets the guest of slice `index` ask for another contract, through its driver and its pacer.
+    pub fn ask(&mut self, index: usize, ask: &Ask) -> Result<(), AskError> {
+        let Some(Guest { port, player: Some(player), .. }) = self.guest_mut(index) else {
+            return Err(AskError::Unsupported);
+        };
+        player.pacer_mut().ask(port, ask)
+    }
+
+    /// How the host has answered, once.
+    pub fn answer(&mut self, index: usize) -> Option<Answer> {
+        let Guest { port, player, .. } = self.guest_mut(index)?;
+        player.as_mut()?.pacer_mut().poll_answer(port)
+    }
+
+    /// Asks the guest of slice `index` to stop submitting, or to go on.
+    pub fn quiesce(&self, index: usize, quiesce: bool) {
+        self.host.slices[index].pacer.set_quiesce(quiesce);
+    }
+
+    /// Requests of slice `index` that are queued or running.
+    pub fn queued(&self, index: usize) -> u64 {
+        self.host.slices[index].counters.queued.load(Ordering::Acquire)
     }
 
     /// Whether a change of slice `index` is not over.
@@ -303,6 +333,20 @@ impl World {
         self.guests.get_mut(index)?.as_mut()
     }
 
+    /// What a host's control side does, each time that something happens.
+    fn answer_asks(&mut self, now: Nanos) {
+        for (index, slice) in self.config.slices.iter_mut().enumerate() {
+            let terms = Terms {
+                policy: slice.guest_contract,
+                ceiling: self.ceilings[index],
+                current: slice.contract,
+            };
+            if let Some(change) = self.host.answer_ask(index, &terms, now) {
+                slice.contract = change.contract;
+            }
+        }
+    }
+
     /// When something happens next.
     fn next(&self) -> Nanos {
         let guests = self.guests.iter().flatten();
@@ -320,6 +364,7 @@ impl World {
             guest.run(now);
             slice.stirred |= std::mem::take(&mut guest.port.stirred);
         }
+        self.answer_asks(now);
         self.host.settle(now)?;
         self.guests.iter_mut().flatten().try_for_each(|guest| guest.notice(now))
     }

@@ -186,7 +186,7 @@ impl Player {
         })
     }
 
-    /// Makes the scene's resources, waits for them, and asks for vblanks.
+    /// Makes the scene's resources, waits for them, asks for vblanks, and looks at what the host asks for.
     pub fn start<T: Transport>(&mut self, t: &mut T) -> Result<(), SceneError> {
         for step in 0.. {
             let mut commands = Commands::new(&mut self.scratch);
@@ -202,7 +202,8 @@ impl Player {
             self.gpu.setup(t, &mut self.pacer.markers, &submission)?;
         }
         self.pacer.enable(t);
-        Ok(())
+        // The host may have asked before there was anybody to interrupt.
+        self.on_host_request(t)
     }
 
     /// Takes what has come since the last wake, and submits what is due.
@@ -258,6 +259,11 @@ impl Player {
     /// The pacer.
     pub const fn pacer(&self) -> &Pacer {
         &self.pacer
+    }
+
+    /// The pacer, to ask for another contract.
+    pub const fn pacer_mut(&mut self) -> &mut Pacer {
+        &mut self.pacer
     }
 
     /// The vGPU.

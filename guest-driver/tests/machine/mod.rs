@@ -21,7 +21,7 @@ use beamline_guest_driver::pci::MsiTarget;
 use beamline_guest_driver::scene::Targets;
 use beamline_guest_driver::transport::{Arena, Gpa, Slot, Transport, Wake, Width};
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use zerocopy::{FromBytes, IntoBytes};
 
 pub(crate) const RAM: u64 = 0x20_0000;
@@ -80,6 +80,12 @@ pub(crate) struct Machine<H> {
     /// Jobs end with a wait.
     pub(crate) finish: bool,
     pub(crate) pacer_status: u32,
+    /// The pacer's registers from ASK_PERIOD_NUM on, and how often ASK_COMMIT was written.
+    pub(crate) asked: BTreeMap<u32, u32>,
+    pub(crate) commits: u32,
+    /// What ANSWER to ANSWER_BUDGET's high half read.
+    pub(crate) answer: [u32; 5],
+    pub(crate) pacer_features: u32,
     pub(crate) kicks: u32,
     pub(crate) control: u32,
     pub(crate) msix_enabled: [bool; 2],
@@ -107,6 +113,10 @@ impl<H: Host> Machine<H> {
             vblanks: true,
             finish: true,
             pacer_status: 0,
+            asked: BTreeMap::new(),
+            commits: 0,
+            answer: [0; 5],
+            pacer_features: 7,
             kicks: 0,
             control: 0,
             msix_enabled: [false; 2],
@@ -295,7 +305,9 @@ impl<H: Host> Machine<H> {
                 let at = (register - reg::SLICE_ID) as usize;
                 u32::from_le_bytes([SLICE[at], SLICE[at + 1], SLICE[at + 2], SLICE[at + 3]])
             }
+            reg::FEATURES => self.pacer_features,
             reg::STATUS => self.pacer_status,
+            reg::ANSWER..0xa8 => self.answer[(register - reg::ANSWER) as usize / 4],
             _ => 0,
         })
     }
@@ -358,6 +370,14 @@ impl<H: Host> Transport for Machine<H> {
         match gpa.0 {
             PACER..TIMING if gpa.0 - PACER == u64::from(reg::CONTROL) => {
                 self.control = value as u32;
+            }
+            PACER..TIMING if gpa.0 - PACER == u64::from(reg::ASK_COMMIT) => {
+                assert_eq!(value, 1);
+                self.commits += 1;
+            }
+            PACER..TIMING if (0x60..0x90).contains(&(gpa.0 - PACER)) => {
+                assert_eq!(width, Width::Dword);
+                self.asked.insert((gpa.0 - PACER) as u32, value as u32);
             }
             RING..GPU => {
                 self.ring[(gpa.0 - RING) as usize..][..n]

@@ -18,7 +18,7 @@ pub const CLASS: u32 = 0x08_80_00;
 /// What [`reg::MAGIC`] reads: "BLPC".
 pub const MAGIC: u32 = u32::from_le_bytes(*b"BLPC");
 /// Version of this layout: major in the high half, minor in the low. A driver refuses another major.
-pub const VERSION: u32 = 0x0001_0000;
+pub const VERSION: u32 = 0x0001_0001;
 
 /// Size of BAR0 in bytes.
 pub const BAR0_SIZE: u64 = 0x4000;
@@ -35,9 +35,10 @@ pub const BAR4_SIZE: u64 = 0x4000;
 pub mod vector {
     /// A vblank has come.
     pub const VBLANK: u16 = 0;
-    /// The contract has changed: read the timing page.
+    /// The contract has changed, or what was asked for is answered: read [`super::reg::ANSWER`] and the timing
+    /// page.
     pub const CONTRACT: u16 = 1;
-    /// The host asks the guest to stop submitting.
+    /// The host asks the guest to stop submitting, or asks it no more: read [`super::reg::STATUS`].
     pub const QUIESCE: u16 = 2;
     /// How many there are.
     pub const COUNT: u16 = 3;
@@ -74,6 +75,55 @@ pub mod reg {
     /// WO. Writing 1 takes over [`TSC_OFFSET`] and [`TSC_SCALE`]: the timing page then maps the guest's
     /// TSC to host time.
     pub const TSC_COMMIT: u32 = 0x50;
+    /// WO, 64 bits. The refresh period that the guest asks for, numerator in ns; with a denominator of 0 too,
+    /// the period stays.
+    pub const ASK_PERIOD_NUM: u32 = 0x60;
+    /// WO, 64 bits. Its denominator.
+    pub const ASK_PERIOD_DEN: u32 = 0x68;
+    /// WO, 64 bits. GPU ns per period without the late latch; 0: the budget stays.
+    pub const ASK_BUDGET: u32 = 0x70;
+    /// WO, 64 bits. When a frame is due after its vblank, ns; 0: one period.
+    pub const ASK_DEADLINE: u32 = 0x78;
+    /// WO, 64 bits. Length of the late-latch window, ns; 0: no late latch.
+    pub const ASK_LATE_LATCH: u32 = 0x80;
+    /// WO, 64 bits. GPU ns of the late latch; 0: its budget stays.
+    pub const ASK_LATCH_BUDGET: u32 = 0x88;
+    /// WO. Writing 1 asks for the contract above. Dropped while [`ANSWER`] is [`super::answer::PENDING`].
+    pub const ASK_COMMIT: u32 = 0x90;
+    /// RO. See [`super::answer`].
+    pub const ANSWER: u32 = 0x94;
+    /// RO. The [`crate::Reason`] why the answer is not [`super::answer::GRANTED`].
+    pub const ANSWER_REASON: u32 = 0x98;
+    /// RO. How many answers there were since the last reset; wraps to 0 after 65,535.
+    pub const ANSWER_COUNT: u32 = 0x9c;
+    /// RO, 64 bits. The budget that was granted instead, or that would fit, ns; 0: none is known.
+    pub const ANSWER_BUDGET: u32 = 0xa0;
+
+    const _: () = {
+        // 64-bit values are aligned, and nothing overlaps.
+        let wide = [
+            FEATURES,
+            TIME,
+            TSC_OFFSET,
+            TSC_SCALE,
+            ASK_PERIOD_NUM,
+            ASK_PERIOD_DEN,
+            ASK_BUDGET,
+            ASK_DEADLINE,
+            ASK_LATE_LATCH,
+            ASK_LATCH_BUDGET,
+            ANSWER_BUDGET,
+        ];
+        let mut n = 0;
+        while n < wide.len() {
+            assert!(wide[n].is_multiple_of(8) && (n == 0 || wide[n] >= wide[n - 1] + 8));
+            n += 1;
+        }
+        assert!(TSC_COMMIT + 4 <= ASK_PERIOD_NUM && ASK_LATCH_BUDGET + 8 == ASK_COMMIT);
+        assert!(ASK_COMMIT + 4 == ANSWER && ANSWER + 4 == ANSWER_REASON);
+        assert!(ANSWER_REASON + 4 == ANSWER_COUNT && ANSWER_COUNT + 4 == ANSWER_BUDGET);
+        assert!(ANSWER_BUDGET + 8 <= super::MSIX_TABLE_OFFSET);
+    };
 }
 
 /// Bits of [`reg::FEATURES`].
@@ -82,6 +132,22 @@ pub mod feature {
     pub const TSC_MAP: u64 = 1 << 0;
     /// The marker ring is consumed.
     pub const MARKERS: u64 = 1 << 1;
+    /// A guest can ask for another contract.
+    pub const CONTRACT_ASK: u64 = 1 << 2;
+}
+
+/// Values of [`reg::ANSWER`].
+pub mod answer {
+    /// Nothing was asked for since the last reset.
+    pub const NONE: u32 = 0;
+    /// The host has not decided yet.
+    pub const PENDING: u32 = 1;
+    /// The contract becomes what was asked for.
+    pub const GRANTED: u32 = 2;
+    /// The contract becomes what was asked for, with less.
+    pub const REDUCED: u32 = 3;
+    /// The contract stays as it is.
+    pub const REFUSED: u32 = 4;
 }
 
 /// Values of [`reg::STATUS`].
@@ -92,7 +158,7 @@ pub mod status {
     pub const RUNNING: u32 = 1;
     /// The host asks the guest to stop submitting.
     pub const QUIESCE: u32 = 2;
-    /// The slice's GPU contexts are lost; a reset brings it back.
+    /// The slice's GPU contexts are lost; a new context brings it back.
     pub const LOST: u32 = 3;
 }
 

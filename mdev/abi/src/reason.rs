@@ -1,6 +1,6 @@
 //! Why the host refused, dropped or ended something, as a number that both sides know.
 
-/// A reason code, as read from [`crate::pacer::reg::REASON`] and from the host's reports.
+/// A reason code, as read from [`crate::pacer::reg::REASON`], [`crate::pacer::reg::ANSWER_REASON`] and from the host's reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Reason {
@@ -28,6 +28,14 @@ pub enum Reason {
     Draining = 10,
     /// The frame's number is not above that of the frame before.
     StaleFrame = 11,
+    /// The guest of this slice may not choose its contract.
+    Fixed = 12,
+    /// Whoever runs the host allows this slice no more.
+    Ceiling = 13,
+    /// What others are promised leaves no more.
+    NoRoom = 14,
+    /// Other changes were under way for too long: ask again.
+    Busy = 15,
 }
 
 impl Reason {
@@ -46,6 +54,10 @@ impl Reason {
             9 => Self::DeviceLost,
             10 => Self::Draining,
             11 => Self::StaleFrame,
+            12 => Self::Fixed,
+            13 => Self::Ceiling,
+            14 => Self::NoRoom,
+            15 => Self::Busy,
             _ => return None,
         })
     }
@@ -65,6 +77,10 @@ impl Reason {
             Self::DeviceLost => "device-lost",
             Self::Draining => "draining",
             Self::StaleFrame => "stale-frame",
+            Self::Fixed => "fixed",
+            Self::Ceiling => "ceiling",
+            Self::NoRoom => "no-room",
+            Self::Busy => "busy",
         }
     }
 }

@@ -159,8 +159,8 @@ fn time(key: &'static str, ms: f64) -> Result<Nanos, Wrong> {
     millis(ms).map_err(|problem| Wrong { key, problem })
 }
 
-/// `90` or `60000/1001`.
-fn hz(text: &str) -> Option<Period> {
+/// The period of a rate as it is written, `90` or `60000/1001`; `None` where it is no rate from 0.1 to 1000 Hz.
+pub fn hz(text: &str) -> Option<Period> {
     let (num, den) = text.split_once('/').unwrap_or((text, "1"));
     Period::from_hz(num.trim().parse().ok().filter(|&n| n > 0)?, den.trim().parse().ok()?)
 }

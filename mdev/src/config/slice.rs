@@ -1,7 +1,7 @@
 //! One slice as it is written, in the host's file (TOML) and in a request to a running host (JSON): the same
 //! keys, the same checks.
 
-use beamline_sched::written::Written;
+use beamline_sched::written::{Written, hz as hz_of};
 use beamline_sched::{Class, Contract, Guard, MissAllowance, Period, Sink};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -18,6 +18,64 @@ pub enum Profile {
     /// Contexts, for guests with a driver of ours.
     #[default]
     Render,
+}
+
+/// Whether a slice's guest may choose another contract than the operator's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GuestContract {
+    /// It may not.
+    #[default]
+    Fixed,
+    /// It may, at a rate between these, with no more of the GPU: see [`crate::host::ask`].
+    Within {
+        /// The shortest period.
+        fastest: Period,
+        /// The longest.
+        slowest: Period,
+    },
+}
+
+/// [`GuestContract`] as it is written.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WrittenGuest {
+    #[default]
+    Fixed,
+    Within,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenRates {
+    min: String,
+    max: String,
+}
+
+impl WrittenGuest {
+    fn read(self, rates: Option<WrittenRates>) -> Result<GuestContract, SliceError> {
+        let bad = |problem: String| SliceError { key: "guest_hz".into(), problem };
+        match (self, rates) {
+            (Self::Fixed, None) => Ok(GuestContract::Fixed),
+            (Self::Fixed, Some(_)) => Err(bad(
+                "a guest whose contract is fixed chooses no rate: set guest_contract to \"within\""
+                    .into(),
+            )),
+            (Self::Within, None) => Err(bad(
+                "state the rates that the guest may choose: { min = \"30\", max = \"120\" }".into(),
+            )),
+            (Self::Within, Some(WrittenRates { min, max })) => {
+                let rate = |text: &str| {
+                    hz_of(text)
+                        .ok_or_else(|| bad(format!("`{text}` is no rate from 0.1 to 1000 Hz")))
+                };
+                let (slowest, fastest) = (rate(&min)?, rate(&max)?);
+                if slowest.ceil() < fastest.ceil() {
+                    return Err(bad(format!("min, `{min}`, is above max, `{max}`")));
+                }
+                Ok(GuestContract::Within { fastest, slowest })
+            }
+        }
+    }
 }
 
 /// One slice.
@@ -37,6 +95,8 @@ pub struct SliceConfig {
     pub display_memory: u64,
     /// What it is promised.
     pub contract: Contract,
+    /// What its guest may ask for instead.
+    pub guest_contract: GuestContract,
 }
 
 /// A value of a slice that is out of range.
@@ -62,6 +122,9 @@ pub struct WrittenSlice {
     memory: String,
     #[serde(default = "display_memory")]
     display_memory: String,
+    #[serde(default)]
+    guest_contract: WrittenGuest,
+    guest_hz: Option<WrittenRates>,
     contract: Written,
 }
 
@@ -105,6 +168,7 @@ impl WrittenSlice {
             );
             return Err(bad("display_memory", problem));
         }
+        let guest_contract = self.guest_contract.read(self.guest_hz)?;
         let contract = contract(self.contract)?;
         Ok(SliceConfig {
             name: self.name,
@@ -114,6 +178,7 @@ impl WrittenSlice {
             memory,
             display_memory,
             contract,
+            guest_contract,
         })
     }
 }

@@ -108,6 +108,11 @@ impl Ledger {
         self.promise
     }
 
+    /// Nothing changes before this host time.
+    pub const fn busy_until(&self) -> Nanos {
+        self.busy
+    }
+
     /// Whether a contract is kept from now on at `index`, which is free.
     pub fn admit(&mut self, index: u16, contract: &Contract, now: Nanos) -> Result<Place, NotNow> {
         self.idle(now)?;

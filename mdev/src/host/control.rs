@@ -11,6 +11,9 @@
 //!               remove: GPU work ends ▶ its sockets and guests' connections end ▶ the place is free
 //! ```
 
+mod asks;
+mod quiesce;
+
 use super::admit::{Ledger, NotNow, Place, Promise};
 use super::dispatch::{Control, Link};
 use super::slice::{self, SliceServer};
@@ -20,12 +23,16 @@ use crate::backend::{Event, Label};
 use crate::config::slice::SliceError;
 use crate::config::{HostConfig, SliceConfig};
 use crate::device::eventfd::EventFd;
-use crate::mediate::dispatcher::{SliceCounters, Stand};
+use crate::mediate::dispatcher::{Change, SliceCounters, Stand};
 use crate::mediate::display::screen::Image;
+pub(super) use asks::AskThread;
+use asks::Asked;
+pub use asks::LastAsk;
 use beamline_abi::{Generation, Nanos};
 use beamline_latency::clock::{Clock, GuestTsc, TscMap};
 use beamline_latency::recorder::{Recorder, Registry};
 use beamline_sched::{Contract, PolicyKind, Refusal};
+pub use quiesce::{DRAIN_PATIENCE, Quiesce};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +42,8 @@ use std::time::{Duration, Instant};
 const CAPTURE_PATIENCE: Duration = Duration::from_secs(2);
 /// When to look again for the end of a change, whose end is not known beforehand.
 const LOOK_AGAIN: Nanos = Nanos::from_millis(50);
+/// How long guests' requests let an operator's go first, once what that waits for is over.
+const PRECEDENCE: Nanos = Nanos::from_millis(200);
 
 /// Why a request is not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +89,12 @@ pub struct SliceView {
     pub ready: ReadySlice,
     /// Whether its guest renders.
     pub stand: Stand,
+    /// The contract that the operator gave: what its guest may choose within.
+    pub ceiling: Contract,
+    /// What its guest asked for last.
+    pub asked: Option<LastAsk>,
+    /// Whether its guest is asked to stop submitting.
+    pub quiesce: Quiesce,
     /// A change of its contract is under way.
     pub changing: bool,
     /// It is being removed.
@@ -109,6 +124,8 @@ pub(super) struct Workshop {
     pub(super) tsc: TscMap,
     pub(super) placement: Placement,
     pub(super) wake: EventFd,
+    /// Signalled when a guest asks for another contract.
+    pub(super) asked: EventFd,
     pub(super) registry: Option<Registry>,
 }
 
@@ -127,12 +144,17 @@ struct State {
     /// Who had a place last, and the first life of who comes next.
     past: Vec<Option<Past>>,
     link: Link,
+    /// Until then an operator's change goes first.
+    claimed: Nanos,
     ended: bool,
 }
 
 struct Entry {
     config: SliceConfig,
     place: Place,
+    /// The operator's contract.
+    ceiling: Contract,
+    asked: Asked,
     counters: Arc<SliceCounters>,
     /// `None`: it is being removed.
     server: Option<SliceServer>,
@@ -160,6 +182,7 @@ impl Controller {
             slices: (0..most).map(|_| None).collect(),
             past: (0..most).map(|_| None).collect(),
             link,
+            claimed: Nanos::ZERO,
             ended: false,
         };
         for (index, slice) in workshop.config.slices.iter().enumerate() {
@@ -223,6 +246,9 @@ impl Controller {
                 phase: entry.place.phase,
             },
             stand: entry.counters.stand(),
+            ceiling: entry.ceiling,
+            asked: entry.asked.last(),
+            quiesce: entry.quiesce(),
             changing: entry.counters.changing.load(Ordering::Acquire),
             leaving: entry.server.is_none(),
             stats: stats(&entry.config.name, &entry.counters),
@@ -256,7 +282,7 @@ impl Controller {
         let full = Refusal::Full { max_tenants: self.facts.max_slices };
         let index = free(true).or_else(|| free(false)).ok_or(ControlError::Refused(full))? as u16;
         let admitted = state.ledger.admit(index, &slice.contract, now);
-        let place = admitted.map_err(|not| self.not_now(not))?;
+        let place = admitted.map_err(|not| not_now(&mut state, not, now))?;
         if let Err(error) = start(&self.workshop, &mut state, index, slice, place) {
             state.ledger.remove(index, now);
             return Err(error.into());
@@ -265,7 +291,8 @@ impl Controller {
         entry.map(|entry| self.view(entry)).ok_or(ControlError::Ended)
     }
 
-    /// Gives a slice another contract. Where it is refused, the slice keeps the one it has.
+    /// Gives a slice another contract, which `new` makes from the operator's contract before it; from now on
+    /// its guest may choose within this one. Where it is refused, the slice keeps the one it has.
     pub fn change(
         &self,
         name: &str,
@@ -276,26 +303,22 @@ impl Controller {
         if entry.server.is_none() {
             return Err(ControlError::Leaving(name.into()));
         }
-        let contract = new(&entry.place.contract)?;
-        if contract == entry.place.contract {
-            return Ok(self.view(entry));
-        }
-        if entry.counters.changing.load(Ordering::Acquire) {
-            return Err(ControlError::Busy { wait: LOOK_AGAIN });
-        }
-        state.link.is_open()?;
+        let contract = new(&entry.ceiling)?;
         let now = self.workshop.clock.now();
-        let change = state.ledger.change(index, &contract, now).map_err(|not| self.not_now(not))?;
-        let place = state.ledger.place(index);
+        if contract != entry.place.contract {
+            if entry.counters.changing.load(Ordering::Acquire) {
+                return Err(not_now(&mut state, NotNow::Busy(now.saturating_add(LOOK_AGAIN)), now));
+            }
+            state.link.is_open()?;
+            let admitted = state.ledger.change(index, &contract, now);
+            let change = admitted.map_err(|not| not_now(&mut state, not, now))?;
+            state.carry_out(index, change)?;
+        }
         let Some(entry) = state.slices[usize::from(index)].as_mut() else {
             return Err(ControlError::NoSlice(name.into()));
         };
-        entry.place = place.unwrap_or(entry.place);
-        entry.config.contract = contract;
-        entry.counters.changing.store(true, Ordering::Release);
-        let view = self.view(entry);
-        state.link.send(Control::Change { index, change })?;
-        Ok(view)
+        entry.ceiling = contract;
+        Ok(self.view(entry))
     }
 
     /// Ends a slice: its GPU work, then its guest's connections, whose functions go away. When this returns,
@@ -402,18 +425,31 @@ impl Controller {
         let state = self.lock();
         if state.ended { Err(ControlError::Ended) } else { Ok(state) }
     }
+}
 
-    fn not_now(&self, not: NotNow) -> ControlError {
-        match not {
-            NotNow::Refused(refusal) => ControlError::Refused(refusal),
-            NotNow::Busy(until) => {
-                ControlError::Busy { wait: until.saturating_sub(self.workshop.clock.now()) }
-            }
+/// Why a change is not made; guests let one that waits go first.
+fn not_now(state: &mut State, not: NotNow, now: Nanos) -> ControlError {
+    match not {
+        NotNow::Refused(refusal) => ControlError::Refused(refusal),
+        NotNow::Busy(until) => {
+            state.claimed = until.saturating_add(PRECEDENCE);
+            ControlError::Busy { wait: until.saturating_sub(now) }
         }
     }
 }
 
 impl State {
+    /// Hands a change that the ledger has made to the dispatcher.
+    fn carry_out(&mut self, index: u16, change: Change) -> Result<(), ControlError> {
+        let place = self.ledger.place(index);
+        if let Some(entry) = self.slices[usize::from(index)].as_mut() {
+            entry.place = place.unwrap_or(entry.place);
+            entry.config.contract = change.contract;
+            entry.counters.changing.store(true, Ordering::Release);
+        }
+        self.link.send(Control::Change { index, change })
+    }
+
     fn find(&self, name: &str) -> Result<(u16, &Entry), ControlError> {
         let mut places = self.slices.iter().enumerate();
         places
@@ -450,10 +486,17 @@ fn start(
         recorder: &recorder,
     };
     let (server, link) = slice::start(&parts)?;
+    server.pacer().listen(workshop.asked.clone());
     let counters = Arc::clone(&link.counters);
     state.link.add(index, link)?;
-    state.slices[usize::from(index)] =
-        Some(Entry { config, place, counters, server: Some(server) });
+    state.slices[usize::from(index)] = Some(Entry {
+        ceiling: config.contract,
+        config,
+        place,
+        asked: Asked::default(),
+        counters,
+        server: Some(server),
+    });
     Ok(())
 }
 

@@ -7,10 +7,12 @@
 //! poster per slice ◄─ used rings, timing page, interrupts
 //! collector ─ stamps → log                                   (off the path)
 //! api ─ control socket → admission → dispatcher              (off the path)
+//! asks ─ guests' requests → admission → dispatcher           (off the path)
 //! ```
 
 pub mod admit;
 pub mod api;
+pub mod ask;
 mod collect;
 pub mod control;
 mod dispatch;
@@ -36,7 +38,7 @@ use beamline_latency::recorder::{Collector, DEFAULT_CAPACITY, Recorder};
 use beamline_sched::{PolicyKind, Refusal};
 use beamline_vfio_user::server::ListenError;
 use collect::LogThread;
-use control::{ControlError, Controller, Facts, Past, Workshop};
+use control::{AskThread, ControlError, Controller, DRAIN_PATIENCE, Facts, Past, Workshop};
 use dispatch::Waiter;
 pub use parts::contract_meta;
 use parts::{awake_cpus, make_folder, make_gpu, write_png};
@@ -177,6 +179,7 @@ pub struct Host {
     ready: Ready,
     controller: Arc<Controller>,
     api: Option<ApiServer>,
+    asks: Option<AskThread>,
     dispatcher: Option<JoinHandle<()>>,
     log: Option<(PathBuf, LogThread)>,
     tsc: Option<TscMap>,
@@ -208,6 +211,7 @@ impl Host {
         let clock: Arc<dyn Clock> = Arc::new(MonotonicClock);
         let placement = Placement { cpus: config.host_cpus.clone(), realtime: config.realtime };
         let wake = EventFd::new().map_err(|e| system("make an eventfd")(e.into()))?;
+        let asked = EventFd::new().map_err(|e| system("make an eventfd")(e.into()))?;
         let log = match (&config.stamps, collector) {
             (Some(path), Some(collector)) => {
                 let at = |source| HostError::Log { path: path.clone(), source };
@@ -238,7 +242,7 @@ impl Host {
             .map_err(system("start the dispatcher's thread"))?;
         let awake = KeepAwake::start(&awake).map_err(system("start a keep-awake thread"))?;
         let origin = clock.now();
-        let workshop = Workshop { config, origin, clock, tsc, placement, wake, registry };
+        let workshop = Workshop { config, origin, clock, tsc, placement, wake, asked, registry };
         let ready = |slices| Ready {
             label: facts.label,
             gpu: facts.gpu.clone(),
@@ -254,11 +258,13 @@ impl Host {
             ready: Ready { slices, ..ready },
             controller,
             api: None,
+            asks: None,
             dispatcher: Some(thread),
             log,
             tsc: Some(tsc),
             _awake: awake,
         };
+        host.asks = Some(AskThread::start(Arc::clone(&host.controller))?);
         host.api = Some(ApiServer::start(Arc::clone(&host.controller))?);
         Ok(host)
     }
@@ -284,10 +290,14 @@ impl Host {
         self.controller.scanout(slice).ok()
     }
 
-    /// Writes each slice's last picture, ends every thread, and closes the log.
+    /// Asks every guest to stop submitting and lets the frames under way finish, for [`DRAIN_PATIENCE`] at most;
+    /// then writes each slice's last picture, ends every thread, and closes the log.
     pub fn drain(mut self) -> Drained {
         // No change comes in between.
-        drop(self.api.take());
+        self.take_no_more();
+        if !self.controller.quiesce_all(DRAIN_PATIENCE) {
+            tracing::info!("a guest goes on submitting; its work is cut short");
+        }
         let mut drained = Drained::default();
         if let Some(folder) = self.images.clone() {
             self.write_images(&folder, &mut drained);
@@ -327,9 +337,15 @@ impl Host {
         }
     }
 
+    /// Ends the threads through which a host is changed.
+    fn take_no_more(&mut self) {
+        drop(self.api.take());
+        drop(self.asks.take());
+    }
+
     /// Ends the threads; how many are held up by a peer.
     fn stop(&mut self) -> usize {
-        drop(self.api.take());
+        self.take_no_more();
         let stuck = self.controller.end();
         if let Some(thread) = self.dispatcher.take() {
             let _ = thread.join();

@@ -68,6 +68,11 @@ impl SliceServer {
         &self.screen
     }
 
+    /// What is said to its guest, and heard from it.
+    pub(super) fn pacer(&self) -> &Arc<PacerShared> {
+        &self.pacer
+    }
+
     /// How the guest's TSC runs, as its VMM said.
     pub(super) fn guest_tsc(&self) -> Option<GuestTsc> {
         self.pacer.guest_tsc()
@@ -290,12 +295,12 @@ fn run_poster(mut poster: Poster, wake: &EventFd, stop: &Stop) {
     }
 }
 
-fn readable<T: std::os::fd::AsFd>(fd: &T) -> PollFd<'_> {
+pub(super) fn readable<T: std::os::fd::AsFd>(fd: &T) -> PollFd<'_> {
     PollFd::new(fd, PollFlags::IN)
 }
 
 /// Waits for any of `fds`, at most for `time`; `true` where the last one, the stop handle, is readable.
-fn wait(fds: &mut [PollFd<'_>], time: Option<Nanos>) -> bool {
+pub(super) fn wait(fds: &mut [PollFd<'_>], time: Option<Nanos>) -> bool {
     let time = time.map(|t| Timespec {
         tv_sec: (t.0 / 1_000_000_000) as i64,
         tv_nsec: (t.0 % 1_000_000_000) as i64,

@@ -59,7 +59,11 @@ pub const fn response_type(reason: Reason) -> u32 {
         | Reason::Shader
         | Reason::JobTooLong
         | Reason::DeviceLost
-        | Reason::Draining => cmd::RESP_ERR_UNSPEC,
+        | Reason::Draining
+        | Reason::Fixed
+        | Reason::Ceiling
+        | Reason::NoRoom
+        | Reason::Busy => cmd::RESP_ERR_UNSPEC,
     }
 }
 

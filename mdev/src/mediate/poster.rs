@@ -131,6 +131,10 @@ impl Poster {
         }
         self.release_held();
         self.flush();
+        for vector in self.parts.pacer.shared().take_notices() {
+            // The register that it is about says the same to a guest that nobody can interrupt.
+            let _ = self.parts.pacer.signal(vector);
+        }
     }
 
     /// Answers what waited for a vblank that has come. A vblank that comes just now finds the word that

@@ -188,6 +188,10 @@ fn slices_are_looked_at_and_changed_by_command() {
     let json: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!((out.status.code(), &json["refused"]["kind"]), (Some(2), &"demand".into()));
     assert!(said(&["slice", "show", "game"]).contains("1.25"));
+    assert!(said(&["slice", "quiesce", "game"]).contains("waiting, quiesced"));
+    assert!(!said(&["slice", "resume", "game"]).contains("quiesced"));
+    let (code, text) = failure(&["slice", "quiesce", "none"], folder.path());
+    assert!(code == Some(2) && text.contains("there is no slice `none`"), "{text}");
     let (code, text) = failure(&["slice", "scanout", "game"], folder.path());
     assert_eq!(code, Some(2));
     assert!(text.contains("presented nothing"), "{text}");

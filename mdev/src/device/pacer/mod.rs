@@ -2,9 +2,10 @@
 //!
 //! [`Pacer`] is what the vfio-user server drives; [`PacerBeat`] goes to the dispatcher, which writes the
 //! timing page and signals vblanks; [`PacerHandle`] to the slice's poster, which signals the other vectors
-//! and drains the marker ring; [`PacerShared`] is for whoever else has something to tell the guest. The
-//! layout is in [`beamline_abi::pacer`].
+//! and drains the marker ring; [`PacerShared`] is for whoever else has something to tell the guest, or
+//! to hear from it. The layout is in [`beamline_abi::pacer`].
 
+mod ask;
 mod markers;
 mod registers;
 #[cfg(test)]
@@ -17,7 +18,9 @@ use crate::device::pci::config::{Identity, Msix};
 use crate::device::pci::msix::{IrqError, IrqTable};
 use crate::device::pci::{Function, PciError, trapped};
 use arc_swap::ArcSwapOption;
-use beamline_abi::pacer::{self, TimingPage, control, status};
+use ask::Desk;
+pub use ask::{Answer, Ask, AskTurn};
+use beamline_abi::pacer::{self, TimingPage, control, status, vector};
 use beamline_abi::{Generation, Nanos, Reason, SliceId};
 use beamline_latency::clock::{GuestTsc, TscMap};
 use beamline_vfio_user::{
@@ -29,7 +32,7 @@ pub use markers::{Drained, MarkerReader};
 use registers::Registers;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use timing::TimingArea;
 pub use timing::TimingWriter;
 
@@ -47,23 +50,26 @@ pub struct PacerConfig {
     pub now: Now,
 }
 
-/// What the guest reads as the slice's state, beside whether vblanks are on.
+/// What the guest reads as the slice's state, beside whether vblanks are on and whether it is asked to stop.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u32)]
 pub enum SliceState {
     /// All is well.
     #[default]
     Normal = 0,
-    /// The guest is asked to stop submitting.
-    Quiesce = 1,
     /// The GPU contexts are lost.
-    Lost = 2,
+    Lost = 1,
 }
 
 /// What several threads know about one pacer. All of it is lock-free.
 pub struct PacerShared {
     control: AtomicU32,
     state: AtomicU32,
+    /// Whether the host asks the guest to stop submitting. No reset clears it.
+    quiesce: AtomicBool,
+    /// Vectors that the poster has to signal, by bit.
+    notices: AtomicU32,
+    desk: Desk,
     reason: AtomicU32,
     reason_count: AtomicU32,
     generation: AtomicU32,
@@ -87,6 +93,30 @@ impl PacerShared {
     /// Sets what STATUS reads. `Lost` is cleared when the context ends.
     pub fn set_state(&self, state: SliceState) {
         self.state.store(state as u32, Ordering::Release);
+    }
+
+    /// Asks the guest to stop submitting, or asks it no more, and tells it so. Nothing holds it to it.
+    pub fn set_quiesce(&self, quiesce: bool) {
+        if self.quiesce.swap(quiesce, Ordering::AcqRel) != quiesce {
+            self.notify(vector::QUIESCE);
+        }
+    }
+
+    /// Whether the guest is asked to stop submitting.
+    pub fn is_quiesced(&self) -> bool {
+        self.quiesce.load(Ordering::Acquire)
+    }
+
+    /// Has the poster signal one of [`pacer::vector`].
+    fn notify(&self, vector: u16) {
+        self.notices.fetch_or(1 << vector, Ordering::AcqRel);
+        self.wake.signal();
+    }
+
+    /// The vectors that are to be signalled since the last call. For the poster.
+    pub fn take_notices(&self) -> impl Iterator<Item = u16> + use<> {
+        let notices = self.notices.swap(0, Ordering::AcqRel);
+        (0..vector::COUNT).filter(move |vector| notices >> vector & 1 != 0)
     }
 
     /// Sets what GENERATION reads.
@@ -129,7 +159,7 @@ impl PacerShared {
     fn status(&self) -> u32 {
         match self.state.load(Ordering::Acquire) {
             s if s == SliceState::Lost as u32 => status::LOST,
-            s if s == SliceState::Quiesce as u32 => status::QUIESCE,
+            _ if self.is_quiesced() => status::QUIESCE,
             _ if self.vblank_enabled() => status::RUNNING,
             _ => status::IDLE,
         }
@@ -189,8 +219,8 @@ impl PacerHandle {
         self.shared.vblank_enabled()
     }
 
-    /// Readable when CONTROL or the guest's TSC changed, or the function was reset. To be taken before
-    /// the state is looked at.
+    /// Readable when CONTROL or the guest's TSC changed, a vector is to be signalled, or the function was
+    /// reset. To be taken before the state is looked at.
     pub fn wake(&self) -> &EventFd {
         &self.shared.wake
     }
@@ -241,6 +271,9 @@ impl Pacer {
         let shared = Arc::new(PacerShared {
             control: AtomicU32::new(0),
             state: AtomicU32::new(SliceState::Normal as u32),
+            quiesce: AtomicBool::new(false),
+            notices: AtomicU32::new(0),
+            desk: Desk::new(),
             reason: AtomicU32::new(Reason::None as u32),
             reason_count: AtomicU32::new(0),
             generation: AtomicU32::new(config.generation.0),
@@ -412,6 +445,7 @@ impl Device for Pacer {
         self.registers.reset();
         self.ring.reset();
         self.shared.control.store(0, Ordering::Release);
+        self.shared.desk.reset();
         self.shared.resets.fetch_add(1, Ordering::Release);
         self.shared.wake.signal();
     }

@@ -7,10 +7,12 @@
 //! | 0x2c | REASON, REASON_COUNT | RO |
 //! | 0x38 | TIME; its low half latches the high one | RO |
 //! | 0x40 | TSC_OFFSET, TSC_SCALE, TSC_COMMIT | WO |
+//! | 0x60 | ASK_PERIOD_NUM, _DEN, ASK_BUDGET, ASK_DEADLINE, ASK_LATE_LATCH, ASK_LATCH_BUDGET, ASK_COMMIT | WO |
+//! | 0x94 | ANSWER, ANSWER_REASON, ANSWER_COUNT, ANSWER_BUDGET; its low half latches the high one | RO |
 //!
 //! A register is 32 bits wide. Narrower and unaligned reads see its bytes; such writes are dropped.
 
-use super::{Now, PacerShared};
+use super::{Ask, Now, PacerShared};
 use beamline_abi::SliceId;
 use beamline_abi::pacer::{self, control, feature, reg};
 use beamline_latency::clock::GuestTsc;
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// The features of this host.
-const FEATURES: u64 = feature::TSC_MAP | feature::MARKERS;
+const FEATURES: u64 = feature::TSC_MAP | feature::MARKERS | feature::CONTRACT_ASK;
 
 pub(super) struct Registers {
     slice: SliceId,
@@ -28,16 +30,30 @@ pub(super) struct Registers {
     time_high: u32,
     /// What TSC_COMMIT will take over.
     staged: GuestTsc,
+    /// What ASK_COMMIT will ask for.
+    ask: Ask,
+    /// The high half of the ANSWER_BUDGET that was read last.
+    budget_high: u32,
 }
 
 impl Registers {
     pub(super) fn new(slice: SliceId, now: Now, shared: Arc<PacerShared>) -> Self {
-        Self { slice, now, shared, time_high: 0, staged: GuestTsc::default() }
+        Self {
+            slice,
+            now,
+            shared,
+            time_high: 0,
+            staged: GuestTsc::default(),
+            ask: Ask::default(),
+            budget_high: 0,
+        }
     }
 
     pub(super) fn reset(&mut self) {
         self.time_high = 0;
         self.staged = GuestTsc::default();
+        self.ask = Ask::default();
+        self.budget_high = 0;
     }
 
     /// Reads each register that the access touches once, in order.
@@ -89,6 +105,15 @@ impl Registers {
                 now as u32
             }
             TIME_HIGH => self.time_high,
+            reg::ANSWER => shared.desk.stand().answer(),
+            reg::ANSWER_REASON => shared.desk.stand().reason(),
+            reg::ANSWER_COUNT => shared.desk.stand().count().into(),
+            reg::ANSWER_BUDGET => {
+                let budget = shared.desk.budget().0;
+                self.budget_high = (budget >> 32) as u32;
+                budget as u32
+            }
+            ANSWER_BUDGET_HIGH => self.budget_high,
             _ => 0,
         }
     }
@@ -108,14 +133,31 @@ impl Registers {
                 self.shared.tsc.store(Some(Arc::new(self.staged)));
                 self.shared.wake.signal();
             }
+            reg::ASK_PERIOD_NUM..reg::ASK_COMMIT => self.stage(register, value),
+            reg::ASK_COMMIT if value == 1 => self.shared.desk.commit(self.ask),
             _ => {}
         }
+    }
+
+    /// Sets half of a value that ASK_COMMIT will ask for.
+    fn stage(&mut self, register: u32, value: u32) {
+        let ask = &mut self.ask;
+        let staged = match register & !7 {
+            reg::ASK_PERIOD_NUM => &mut ask.period_num,
+            reg::ASK_PERIOD_DEN => &mut ask.period_den,
+            reg::ASK_BUDGET => &mut ask.budget.0,
+            reg::ASK_DEADLINE => &mut ask.deadline.0,
+            reg::ASK_LATE_LATCH => &mut ask.late_latch.0,
+            _ => &mut ask.latch_budget.0,
+        };
+        if register.is_multiple_of(8) { set_low(staged, value) } else { set_high(staged, value) }
     }
 }
 
 const FEATURES_HIGH: u32 = reg::FEATURES + 4;
 const SLICE_ID_END: u32 = reg::SLICE_ID + 16;
 const TIME_HIGH: u32 = reg::TIME + 4;
+const ANSWER_BUDGET_HIGH: u32 = reg::ANSWER_BUDGET + 4;
 const TSC_OFFSET_HIGH: u32 = reg::TSC_OFFSET + 4;
 const TSC_SCALE_HIGH: u32 = reg::TSC_SCALE + 4;
 

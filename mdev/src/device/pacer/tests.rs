@@ -1,5 +1,5 @@
 use super::*;
-use beamline_abi::pacer::{Marker, MarkerKind, reg, vector};
+use beamline_abi::pacer::{Marker, MarkerKind, answer, reg, vector};
 use beamline_abi::pci::config as header;
 use beamline_abi::{FrameId, JobIndex};
 use proptest::prelude::*;
@@ -37,13 +37,13 @@ fn write32(pacer: &mut Pacer, bar: RegionIndex, at: u32, value: u32) {
 fn identity_registers_read_at_any_width() {
     let (mut pacer, handle, _) = pacer();
     assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::MAGIC, 4), u64::from(pacer::MAGIC));
-    assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::VERSION, 4), 0x1_0000);
-    assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::FEATURES, 8), 3);
+    assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::VERSION, 4), 0x1_0001);
+    assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::FEATURES, 8), 7);
     let mut id = [0; 16];
     pacer.region_read(REGISTERS_BAR, reg::SLICE_ID.into(), &mut id).unwrap();
     assert_eq!(&id, b"0123456789abcdef");
     assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::SLICE_ID + 1, 1), u64::from(b'1'));
-    assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::MAGIC + 2, 4), 0x0000_4350, "unaligned");
+    assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::MAGIC + 2, 4), 0x0001_4350, "unaligned");
     assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::GENERATION, 4), 7);
     handle.shared().set_generation(Generation(8));
     assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::GENERATION, 4), 8);
@@ -74,8 +74,6 @@ fn control_status_and_reason() {
     assert!(handle.vblank_enabled() && handle.wake().take());
     assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::CONTROL, 4), 1, "unknown bits are dropped");
     assert_eq!(status(&mut pacer), status::RUNNING);
-    handle.shared().set_state(SliceState::Quiesce);
-    assert_eq!(status(&mut pacer), status::QUIESCE);
     handle.shared().set_state(SliceState::Lost);
     assert_eq!(status(&mut pacer), status::LOST);
     handle.shared().set_state(SliceState::Normal);
@@ -155,6 +153,113 @@ fn published_fields_are_where_the_layout_says() {
     pacer.region_read(TIMING_BAR, 0, &mut bytes).unwrap();
     let seen = TimingPage::read_from_bytes(&bytes).unwrap();
     assert_eq!(seen, TimingPage { lock: 4, version: pacer::VERSION, ..page });
+}
+
+/// STATUS, the vectors that the poster is to signal, ANSWER.
+fn told(pacer: &mut Pacer, handle: &PacerHandle) -> (u32, Vec<u16>, u32) {
+    let register = |pacer: &mut Pacer, at| read(pacer, REGISTERS_BAR, at, 4) as u32;
+    let notices = handle.shared().take_notices().collect();
+    (register(pacer, reg::STATUS), notices, register(pacer, reg::ANSWER))
+}
+
+#[test]
+fn a_guest_is_asked_to_stop_until_it_may_go_on_whatever_it_resets() {
+    let (mut pacer, handle, _) = pacer();
+    let shared = Arc::clone(handle.shared());
+    write32(&mut pacer, REGISTERS_BAR, reg::CONTROL, 1);
+    handle.wake().take();
+    shared.set_quiesce(true);
+    assert!(handle.wake().take(), "the poster is woken");
+    let quiesce = vec![vector::QUIESCE];
+    assert_eq!(told(&mut pacer, &handle), (status::QUIESCE, quiesce.clone(), answer::NONE));
+    shared.set_quiesce(true);
+    assert_eq!(told(&mut pacer, &handle).1, vec![0; 0], "nothing has changed");
+    // A context that is lost, and the new one after it.
+    shared.set_state(SliceState::Lost);
+    assert_eq!(told(&mut pacer, &handle).0, status::LOST);
+    shared.set_state(SliceState::Normal);
+    pacer.reset();
+    assert_eq!(told(&mut pacer, &handle).0, status::QUIESCE);
+    pacer.disconnected();
+    assert_eq!(told(&mut pacer, &handle).0, status::QUIESCE);
+    shared.set_quiesce(false);
+    assert_eq!(told(&mut pacer, &handle), (status::IDLE, quiesce, answer::NONE));
+}
+
+fn stage(pacer: &mut Pacer, at: u32, value: u64) {
+    pacer.region_write(REGISTERS_BAR, at.into(), &value.to_le_bytes()).unwrap();
+}
+
+#[test]
+fn what_a_guest_stages_is_asked_once_and_its_answer_is_read() {
+    let (mut pacer, handle, _) = pacer();
+    let shared = Arc::clone(handle.shared());
+    let wake = EventFd::new().unwrap();
+    shared.listen(wake.clone());
+    let values = [
+        (reg::ASK_PERIOD_NUM, 1_000_000_000),
+        (reg::ASK_PERIOD_DEN, 90),
+        (reg::ASK_BUDGET, 0x1_0000_0002),
+        (reg::ASK_DEADLINE, 3),
+        (reg::ASK_LATE_LATCH, 0x4_0000_0000),
+        (reg::ASK_LATCH_BUDGET, 5),
+    ];
+    for (at, value) in values {
+        stage(&mut pacer, at, value);
+    }
+    write32(&mut pacer, REGISTERS_BAR, reg::ASK_COMMIT, 2);
+    assert!(!shared.has_ask() && !wake.take(), "only 1 commits");
+    write32(&mut pacer, REGISTERS_BAR, reg::ASK_COMMIT, 1);
+    assert!(shared.has_ask() && wake.take());
+    assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::ASK_BUDGET, 8), 0, "write only");
+    // A flood of others while it is pending changes nothing, and wakes nobody.
+    for n in 0..10_000 {
+        stage(&mut pacer, reg::ASK_BUDGET, n);
+        write32(&mut pacer, REGISTERS_BAR, reg::ASK_COMMIT, 1);
+    }
+    assert!(!wake.take());
+    assert_eq!(told(&mut pacer, &handle), (status::IDLE, vec![], answer::PENDING));
+    let (turn, ask) = shared.take_ask().unwrap();
+    let wanted = Ask {
+        period_num: 1_000_000_000,
+        period_den: 90,
+        budget: Nanos(0x1_0000_0002),
+        deadline: Nanos(3),
+        late_latch: Nanos(0x4_0000_0000),
+        latch_budget: Nanos(5),
+    };
+    assert_eq!(ask, wanted);
+    let budget = Nanos(0x7_0000_0001);
+    assert!(shared.answer(turn, Answer::Reduced { reason: Reason::NoRoom, budget }));
+    assert_eq!(told(&mut pacer, &handle), (status::IDLE, vec![vector::CONTRACT], answer::REDUCED));
+    let answers = read(&mut pacer, REGISTERS_BAR, reg::ANSWER_REASON, 8);
+    assert_eq!(answers, 1 << 32 | Reason::NoRoom as u64);
+    assert_eq!(read(&mut pacer, REGISTERS_BAR, reg::ANSWER_BUDGET, 8), budget.0);
+    // What was staged last stays staged.
+    write32(&mut pacer, REGISTERS_BAR, reg::ASK_COMMIT, 1);
+    assert_eq!(shared.take_ask().map(|(_, ask)| ask.budget), Some(Nanos(9_999)));
+}
+
+#[test]
+fn resets_and_disconnects_drop_what_was_asked() {
+    for end in [Pacer::reset, Pacer::disconnected] {
+        let (mut pacer, handle, _) = pacer();
+        let shared = Arc::clone(handle.shared());
+        let commit = |pacer: &mut Pacer| write32(pacer, REGISTERS_BAR, reg::ASK_COMMIT, 1);
+        stage(&mut pacer, reg::ASK_BUDGET, 7);
+        commit(&mut pacer);
+        let (turn, _) = shared.take_ask().unwrap();
+        assert!(shared.awaits(turn));
+        end(&mut pacer);
+        assert!(!shared.awaits(turn) && !shared.answer(turn, Answer::Granted));
+        assert_eq!(told(&mut pacer, &handle), (status::IDLE, vec![], answer::NONE));
+        // One that nobody had taken yet, and nothing staged is left.
+        commit(&mut pacer);
+        end(&mut pacer);
+        assert_eq!(shared.take_ask(), None);
+        commit(&mut pacer);
+        assert_eq!(shared.take_ask().map(|(_, ask)| ask), Some(Ask::default()));
+    }
 }
 
 /// Every word of a published page is derived from its number: a torn copy does not add up.

@@ -1,8 +1,10 @@
 //! What the control API says, as JSON: the same types for the host and its clients.
 
+use crate::config::GuestContract;
 use crate::config::slice;
+use crate::device::pacer::{Answer, Ask};
 use crate::host::admit::Promise;
-use crate::host::control::{ControlError, Facts, SliceView};
+use crate::host::control::{ControlError, Facts, LastAsk, Quiesce, SliceView};
 use crate::host::{HostError, SliceStats};
 use crate::mediate::dispatcher::Stand;
 use beamline_abi::Nanos;
@@ -82,8 +84,60 @@ pub struct SliceJson {
     pub state: String,
     /// A change of its contract is on its way.
     pub changing: bool,
+    /// `asked`: its guest is asked to stop submitting, and work of it is queued or running; `quiesced`: none is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesce: Option<String>,
+    /// What its guest may ask for: `fixed` or `within`.
+    #[serde(default)]
+    pub guest_contract: String,
+    /// The rates that it may ask for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_hz: Option<RatesJson>,
+    /// The operator's contract, where its guest has chosen another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ceiling: Option<Map<String, Value>>,
+    /// What its guest asked for last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asked: Option<AskedJson>,
     /// What it has done.
     pub stats: StatsJson,
+}
+
+/// Rates, as they are written.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct RatesJson {
+    /// The lowest.
+    pub min: String,
+    /// The highest.
+    pub max: String,
+}
+
+/// What a guest asked for. What is not there was to stay, or is the default of its kind.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+pub struct AskedJson {
+    /// A rate; where it is none, the period's numerator and denominator.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refresh_hz: Option<String>,
+    /// GPU time per period.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_ms: Option<f64>,
+    /// When a frame is due.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<f64>,
+    /// Length of the late-latch window.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window_ms: Option<f64>,
+    /// GPU time of the late latch.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub latch_budget_ms: Option<f64>,
+    /// `pending`, `granted`, `reduced` or `refused`.
+    pub answer: String,
+    /// Why not all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The budget that it got, or that would fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fits_budget_ms: Option<f64>,
 }
 
 /// What a slice has done so far.
@@ -190,7 +244,52 @@ impl SliceJson {
             }
             .into(),
             changing: view.changing,
+            quiesce: match view.quiesce {
+                Quiesce::No => None,
+                Quiesce::Asked => Some("asked".into()),
+                Quiesce::Quiesced => Some("quiesced".into()),
+            },
+            guest_contract: match config.guest_contract {
+                GuestContract::Fixed => "fixed",
+                GuestContract::Within { .. } => "within",
+            }
+            .into(),
+            guest_hz: match config.guest_contract {
+                GuestContract::Fixed => None,
+                GuestContract::Within { fastest, slowest } => {
+                    Some(RatesJson { min: slice::hz(slowest), max: slice::hz(fastest) })
+                }
+            },
+            ceiling: (view.ceiling != config.contract).then(|| slice::written(&view.ceiling)),
+            asked: view.asked.as_ref().map(AskedJson::new),
             stats: StatsJson::new(&view.stats),
+        }
+    }
+}
+
+impl AskedJson {
+    fn new(last: &LastAsk) -> Self {
+        let Ask { period_num, period_den, .. } = last.ask;
+        let rate = match Period::new(period_num, period_den) {
+            Some(period) => slice::hz(period),
+            None => format!("{period_num}/{period_den} ns"),
+        };
+        let ms = |time: Nanos| (time > Nanos::ZERO).then(|| time.as_millis_f64());
+        let (answer, told) = match last.answer {
+            None => ("pending", None),
+            Some(Answer::Granted) => ("granted", None),
+            Some(Answer::Reduced { reason, budget }) => ("reduced", Some((reason, budget))),
+            Some(Answer::Refused { reason, budget }) => ("refused", Some((reason, budget))),
+        };
+        Self {
+            refresh_hz: ((period_num, period_den) != (0, 0)).then_some(rate),
+            budget_ms: ms(last.ask.budget),
+            deadline_ms: ms(last.ask.deadline),
+            window_ms: ms(last.ask.late_latch),
+            latch_budget_ms: ms(last.ask.latch_budget),
+            answer: answer.into(),
+            reason: told.map(|(reason, _)| reason.name().into()),
+            fits_budget_ms: told.and_then(|(_, budget)| ms(budget)),
         }
     }
 }

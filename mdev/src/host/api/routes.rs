@@ -130,11 +130,17 @@ async fn route(
                 None => Err(unheard("the picture cannot be encoded")),
             }
         }
+        ("POST", ["slices", name, verb @ ("quiesce" | "resume")]) => {
+            let (name, quiesce) = ((*name).to_owned(), *verb == "quiesce");
+            let ask = move |c: &Controller| shown(c, c.quiesce(&name, quiesce));
+            Ok(say(StatusCode::OK, &run(&controller, ask).await?))
+        }
+        (_, ["slices", _, "quiesce" | "resume"]) => Err(not_allowed(method, "POST")),
         (_, [] | ["stats"] | ["slices", _, "scanout.png"]) => Err(not_allowed(method, "GET")),
         (_, ["slices"]) => Err(not_allowed(method, "GET, POST")),
         (_, ["slices", _]) => Err(not_allowed(method, "GET, PATCH, DELETE")),
         _ => {
-            let mend = "use /, /stats, /slices, /slices/NAME or /slices/NAME/scanout.png";
+            let mend = "use /, /stats, /slices, /slices/NAME, and of a slice /scanout.png, /quiesce or /resume";
             let said = ErrorJson::new("there is nothing here", "path", mend);
             Err(refuse(StatusCode::NOT_FOUND, &said))
         }

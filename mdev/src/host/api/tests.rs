@@ -173,6 +173,37 @@ fn a_slice_comes_changes_and_goes() {
 }
 
 #[test]
+fn a_slice_is_asked_to_quiesce_and_to_resume() {
+    let served = Served::start();
+    let slice: SliceJson = served.ask("GET", "/slices/vr", b"").json(200);
+    assert_eq!((slice.quiesce, slice.guest_contract.as_str()), (None, "fixed"));
+    let slice: SliceJson = served.ask("POST", "/slices/vr/quiesce", b"").json(200);
+    assert_eq!(slice.quiesce.as_deref(), Some("quiesced"), "it has no guest");
+    let slice: SliceJson = served.ask("GET", "/slices/vr", b"").json(200);
+    assert_eq!(slice.quiesce.as_deref(), Some("quiesced"));
+    let slice: SliceJson = served.ask("POST", "/slices/vr/resume", b"").json(200);
+    assert_eq!(slice.quiesce, None);
+    served.ask("POST", "/slices/none/quiesce", b"").error(404);
+    let heard = served.ask("GET", "/slices/vr/resume", b"");
+    heard.error(405);
+    assert!(heard.head.contains("allow: POST"), "{}", heard.head);
+}
+
+#[test]
+fn whether_a_guest_may_choose_is_part_of_a_slice() {
+    let served = Served::start();
+    let mut body = slice("game", 1.0);
+    body["guest_contract"] = json!("within");
+    let error = served.send("POST", "/slices", &body).error(422);
+    assert_eq!(error.place, "guest_hz");
+    body["guest_hz"] = json!({ "min": "30", "max": "60000/1001" });
+    let made: SliceJson = served.send("POST", "/slices", &body).json(201);
+    let rates = made.guest_hz.unwrap();
+    assert_eq!((rates.min.as_str(), rates.max.as_str()), ("30", "60000/1001"));
+    assert!(made.guest_contract == "within" && made.asked.is_none() && made.ceiling.is_none());
+}
+
+#[test]
 fn places_are_used_again() {
     let served = Served::with(&HOST.replace("max_slices = 8", "max_slices = 2"));
     for _ in 0..5 {

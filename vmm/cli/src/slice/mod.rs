@@ -20,6 +20,7 @@ Examples:
   beamline slice change vr2 late_latch.budget_ms=0.4
   beamline slice change vr2 late_latch=none
   beamline slice scanout game2 --out now.png
+  beamline slice quiesce game2                    until `beamline slice resume game2`
   beamline slice remove game2 --host /run/beamline/gpu0
 
 A change is admitted or refused as a whole; a refusal ends with exit code 2, says what is short and what
@@ -75,6 +76,16 @@ enum Command {
     },
     /// End a slice: its guest sees its functions go away
     Remove {
+        /// Its name
+        name: String,
+    },
+    /// Ask a slice's guest to stop submitting; its state says `quiesced` once none of its work is left
+    Quiesce {
+        /// Its name
+        name: String,
+    },
+    /// Let a slice's guest go on
+    Resume {
         /// Its name
         name: String,
     },
@@ -136,6 +147,14 @@ pub(crate) fn slice(options: Slice) -> anyhow::Result<()> {
             }
             output::line(&format!("{name} is removed"));
             Ok(())
+        }
+        Command::Quiesce { name } => {
+            let heard = client.ask("POST", &format!("{}/quiesce", path(&name)?), None)?;
+            show(&heard, json)
+        }
+        Command::Resume { name } => {
+            let heard = client.ask("POST", &format!("{}/resume", path(&name)?), None)?;
+            show(&heard, json)
         }
         Command::Scanout { name, out } => {
             let png = client.ask("GET", &format!("{}/scanout.png", path(&name)?), None)?;

@@ -1,6 +1,6 @@
 //! Slices for people.
 
-use beamline_mdev::host::api::json::SliceJson;
+use beamline_mdev::host::api::json::{AskedJson, SliceJson};
 use serde_json::{Map, Value};
 
 /// One line per slice.
@@ -48,6 +48,13 @@ pub(super) fn show(slice: &SliceJson) -> String {
     for (key, value) in &slice.contract {
         line(key, plain(value));
     }
+    line("guest", guest(slice));
+    if let Some(ceiling) = &slice.ceiling {
+        line("ceiling", contract(ceiling));
+    }
+    if let Some(asked) = &slice.asked {
+        line("asked", told(asked));
+    }
     line("phase_ms", slice.phase_ms.to_string());
     line("proof", slice.proof.clone());
     line("pacer", slice.pacer.display().to_string());
@@ -60,8 +67,41 @@ pub(super) fn show(slice: &SliceJson) -> String {
 }
 
 fn state(slice: &SliceJson) -> String {
-    let more = if slice.changing { ", changing" } else { "" };
-    format!("{}{more}", slice.state)
+    let changing = if slice.changing { ", changing" } else { "" };
+    let quiesce = match slice.quiesce.as_deref() {
+        None => String::new(),
+        Some("asked") => ", asked to quiesce".into(),
+        Some(word) => format!(", {word}"),
+    };
+    format!("{}{changing}{quiesce}", slice.state)
+}
+
+/// Whether the guest may choose, and at which rates.
+fn guest(slice: &SliceJson) -> String {
+    match &slice.guest_hz {
+        Some(rates) => format!("{}, {} to {} Hz", slice.guest_contract, rates.min, rates.max),
+        None => slice.guest_contract.clone(),
+    }
+}
+
+/// `90 Hz, 4 ms: reduced (ceiling); 3.5 ms fit`.
+fn told(asked: &AskedJson) -> String {
+    let hz = asked.refresh_hz.as_ref().map(|hz| format!("{hz} Hz"));
+    let ms = |ms: Option<f64>, what: &str| ms.map(|ms| format!("{ms} ms{what}"));
+    let what: Vec<String> = [
+        hz,
+        ms(asked.budget_ms, ""),
+        ms(asked.deadline_ms, " deadline"),
+        ms(asked.window_ms, " window"),
+        ms(asked.latch_budget_ms, " late latch"),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let why = asked.reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    let fits = asked.fits_budget_ms.map(|ms| format!("; {ms} ms fit")).unwrap_or_default();
+    let what = if what.is_empty() { "nothing else".into() } else { what.join(", ") };
+    format!("{what}: {}{why}{fits}", asked.answer)
 }
 
 fn plain(value: &Value) -> String {
@@ -86,6 +126,7 @@ fn contract(keys: &Map<String, Value>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use beamline_mdev::host::api::json::RatesJson;
 
     #[test]
     fn lists_line_up_and_leave_nothing_out() {
@@ -104,7 +145,28 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0].find("STATE"), lines[1].find("rendering, changing"));
         assert!(lines[1].contains("90 Hz reserved, 2.5 ms + 0.5 ms"), "{text}");
+        let slice = SliceJson {
+            quiesce: Some("quiesced".into()),
+            guest_contract: "within".into(),
+            guest_hz: Some(RatesJson { min: "30".into(), max: "120".into() }),
+            asked: Some(AskedJson {
+                refresh_hz: Some("120".into()),
+                budget_ms: Some(3.5),
+                answer: "reduced".into(),
+                reason: Some("no-room".into()),
+                fits_budget_ms: Some(2.25),
+                ..AskedJson::default()
+            }),
+            ..slice
+        };
         let all = show(&slice);
+        for line in [
+            "rendering, changing, quiesced",
+            "within, 30 to 120 Hz",
+            "120 Hz, 3.5 ms: reduced (no-room); 2.25 ms fit",
+        ] {
+            assert!(all.contains(line), "no {line} in {all}");
+        }
         for word in ["p.sock", "g.sock", "window_ms 1.0", "12, of which 1 late", "phased"] {
             assert!(all.contains(word), "no {word} in {all}");
         }
