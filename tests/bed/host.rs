@@ -1,7 +1,9 @@
 //! `beamline host` with one slice.
 
 use crate::bed::Bed;
+use crate::picture::Picture;
 use crate::process::Process;
+use crate::sockets::get;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -61,9 +63,19 @@ impl Host {
             .into()
     }
 
-    /// Where the host listens to requests.
-    pub(crate) fn control(&self) -> PathBuf {
-        self.folder.join("run/control.sock")
+    /// What the host answers to a request on its control socket.
+    ///
+    /// # Panics
+    /// Where that is no success.
+    pub(crate) fn ask(&self, path: &str) -> Vec<u8> {
+        let (status, body) = get(&self.folder.join("run/control.sock"), path);
+        assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
+        body
+    }
+
+    /// What the slice shows.
+    pub(crate) fn shown(&self) -> Picture {
+        Picture::parse(&self.ask(&format!("/slices/{SLICE}/scanout.png")))
     }
 
     /// Asks the host to end.

@@ -8,11 +8,13 @@ mod bed;
 #[path = "../command.rs"]
 mod command;
 mod display;
+mod flips;
 mod frames;
 mod functions;
 mod guest;
 mod host;
 mod pacer;
+mod picture;
 mod process;
 mod sockets;
 

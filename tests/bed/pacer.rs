@@ -1,7 +1,7 @@
 //! The pacer, driven from the guest's user space by the guest driver, behind an IOMMU.
 
 use crate::bed::Bed;
-use crate::guest::{Guest, Machine};
+use crate::guest::{Guest, Iommu, Machine};
 use crate::host::Host;
 use crate::{turn, words};
 use std::path::Path;
@@ -13,7 +13,7 @@ const TRIES: u32 = 3;
 
 /// Hands the function at slot 4 to user space.
 const BIND: &str = r"
-modprobe vfio-pci && modprobe vfio_iommu_type1 || exit
+for module in virtio_pci virtio_iommu vfio-pci vfio_iommu_type1; do modprobe $module || exit; done
 at=0000:00:04.0
 echo vfio-pci >/sys/bus/pci/devices/$at/driver_override
 echo $at >/sys/bus/pci/drivers_probe
@@ -34,22 +34,27 @@ done
     )
 }
 
-fn every_vblank_is_seen_at(test: &str, hz: u32) {
+fn every_vblank_is_seen_at(test: &str, hz: u32, iommu: Iommu) {
     let Some(bed) = Bed::ready(test) else { return };
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let host = Host::start(&bed, folder.path(), hz);
-    let said = boot(&bed, &host, folder.path(), &(BIND.to_owned() + &watch())).finish();
+    let script = BIND.to_owned() + &watch();
+    let said = boot_behind(&bed, &host, folder.path(), &script, iommu).finish();
     judge(&said, hz);
     host.stop();
 }
 
 fn boot(bed: &Bed, host: &Host, folder: &Path, script: &str) -> Guest {
+    boot_behind(bed, host, folder, script, Iommu::Intel)
+}
+
+fn boot_behind(bed: &Bed, host: &Host, folder: &Path, script: &str, iommu: Iommu) -> Guest {
     let machine = Machine {
         script,
         programs: &["beamline-pacer-probe"],
         devices: host.devices(),
-        iommu: true,
+        iommu,
         words: "",
     };
     Guest::boot(bed, folder, &machine)
@@ -78,12 +83,17 @@ fn judge(said: &[String], hz: u32) {
 
 #[test]
 fn no_vblank_is_lost_at_60_hz() {
-    every_vblank_is_seen_at("no_vblank_is_lost_at_60_hz", 60);
+    every_vblank_is_seen_at("no_vblank_is_lost_at_60_hz", 60, Iommu::Intel);
 }
 
 #[test]
 fn no_vblank_is_lost_at_90_hz() {
-    every_vblank_is_seen_at("no_vblank_is_lost_at_90_hz", 90);
+    every_vblank_is_seen_at("no_vblank_is_lost_at_90_hz", 90, Iommu::Intel);
+}
+
+#[test]
+fn no_vblank_is_lost_behind_virtio_iommu() {
+    every_vblank_is_seen_at("no_vblank_is_lost_behind_virtio_iommu", 60, Iommu::Virtio);
 }
 
 /// A QEMU that dies with vblanks on, and one that comes after it and resets the function.
