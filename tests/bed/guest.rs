@@ -49,6 +49,13 @@ pub(crate) struct Guest {
 impl Guest {
     /// Starts a guest whose files are in `folder`, and waits until it is up.
     pub(crate) fn boot(bed: &Bed, folder: &Path, machine: &Machine<'_>) -> Self {
+        let mut guest = Self::start(bed, folder, machine);
+        guest.until(UP);
+        guest
+    }
+
+    /// Starts a guest whose files are in `folder`.
+    pub(crate) fn start(bed: &Bed, folder: &Path, machine: &Machine<'_>) -> Self {
         let mut initramfs =
             Initramfs::on(&bed.initramfs).file("test.sh", machine.script.as_bytes());
         for name in machine.programs {
@@ -94,10 +101,7 @@ impl Guest {
         command.args(["-append", &words]);
         // It warns of what it lacks at every start.
         command.stderr(File::create(folder.join(QEMU_LOG)).unwrap());
-        let mut guest =
-            Self { process: Process::start("guest", &mut command, true), folder: folder.into() };
-        guest.until(UP);
-        guest
+        Self { process: Process::start("guest", &mut command, true), folder: folder.into() }
     }
 
     /// The next line that starts with `start`.

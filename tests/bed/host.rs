@@ -26,11 +26,22 @@ impl Host {
 
     /// Starts a host and waits until a VMM can attach. The GPU is a model: nothing here draws with it.
     pub(crate) fn start_as(bed: &Bed, folder: &Path, hz: u32, profile: &str) -> Self {
+        Self::start_beside(bed, folder, hz, profile, "")
+    }
+
+    /// As [`Host::start_as`], with more slices: sections of the host's file.
+    pub(crate) fn start_beside(
+        bed: &Bed,
+        folder: &Path,
+        hz: u32,
+        profile: &str,
+        others: &str,
+    ) -> Self {
         let config = format!(
             "run_dir = \"run\"\n[gpu]\nbackend = \"model\"\n\
              [[slice]]\nname = \"{SLICE}\"\nwidth = 640\nheight = 480\nprofile = \"{profile}\"\n\
              [slice.contract]\nrefresh_hz = \"{hz}\"\nclass = \"elastic\"\n\
-             budget_ms = 2.0\nmax_job_ms = 2.0\n"
+             budget_ms = 2.0\nmax_job_ms = 2.0\n{others}"
         );
         let file = folder.join("host.toml");
         std::fs::write(&file, config).unwrap();
@@ -51,7 +62,7 @@ impl Host {
     pub(crate) fn devices(&self) -> Vec<String> {
         [("pacer", 4), ("gpu", 5)]
             .map(|(function, slot)| {
-                let socket = self.folder.join(format!("run/{SLICE}-{function}.sock"));
+                let socket = self.socket(SLICE, function);
                 serde_json::json!({
                     "driver": "vfio-user-pci",
                     "socket": { "type": "unix", "path": socket },
@@ -76,6 +87,22 @@ impl Host {
     /// What the slice shows.
     pub(crate) fn shown(&self) -> Picture {
         Picture::parse(&self.ask(&format!("/slices/{SLICE}/scanout.png")))
+    }
+
+    /// Where a function of a slice is served.
+    pub(crate) fn socket(&self, slice: &str, function: &str) -> PathBuf {
+        self.folder.join(format!("run/{slice}-{function}.sock"))
+    }
+
+    /// The process. It is this one's child, so its number is its own.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(self.process.id())
+    }
+
+    /// Ends the host as if it had crashed.
+    pub(crate) fn kill(self) {
+        // Dropping a process kills it and waits for it.
+        drop(self.process);
     }
 
     /// Asks the host to end.

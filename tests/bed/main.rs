@@ -12,11 +12,18 @@ mod flips;
 mod frames;
 mod functions;
 mod guest;
+mod held;
 mod host;
+mod killed;
+mod neighbour;
 mod pacer;
 mod picture;
+mod port;
 mod process;
+#[path = "../random.rs"]
+mod random;
 mod sockets;
+mod witness;
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -11,16 +11,26 @@ const VBLANKS: u64 = 300;
 /// How often a run is repeated where the machine did not let the guest keep up.
 const TRIES: u32 = 3;
 
-/// Hands the function at slot 4 to user space.
-const BIND: &str = r"
+/// [`BIND`], to be part of a longer script.
+macro_rules! bind {
+    () => {
+        r"
 for module in virtio_pci virtio_iommu vfio-pci vfio_iommu_type1; do modprobe $module || exit; done
 at=0000:00:04.0
 echo vfio-pci >/sys/bus/pci/devices/$at/driver_override
 echo $at >/sys/bus/pci/drivers_probe
-";
+"
+    };
+}
+
+/// Hands the function at slot 4 to user space.
+pub(crate) const BIND: &str = bind!();
+
+/// Watches vblanks without end.
+pub(crate) const ENDLESS: &str = concat!(bind!(), "/beamline-pacer-probe $at 1000000 600\n");
 
 /// Watches vblanks until a run lost none.
-fn watch() -> String {
+pub(crate) fn watch() -> String {
     format!(
         r"
 try=0
@@ -61,7 +71,7 @@ fn boot_behind(bed: &Bed, host: &Host, folder: &Path, script: &str, iommu: Iommu
 }
 
 /// That the last run lost nothing.
-fn judge(said: &[String], hz: u32) {
+pub(crate) fn judge(said: &[String], hz: u32) {
     let runs: Vec<&String> = said.iter().filter(|l| l.starts_with("probe: slice=")).collect();
     let best = words(runs.last().unwrap_or_else(|| panic!("the probe said nothing: {said:#?}")));
     let number = |name: &str| best[name].parse::<u64>().unwrap();
@@ -104,8 +114,7 @@ fn the_next_guest_is_paced_where_the_last_one_died() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let host = Host::start(&bed, folder.path(), 60);
-    let endless = BIND.to_owned() + "/beamline-pacer-probe $at 1000000 600";
-    let mut guest = boot(&bed, &host, folder.path(), &endless);
+    let mut guest = boot(&bed, &host, folder.path(), ENDLESS);
     guest.until("probe: paced from ");
     // Kills it.
     drop(guest);

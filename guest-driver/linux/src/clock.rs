@@ -8,6 +8,7 @@ use beamline_guest_driver::transport::Width;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use std::mem::offset_of;
+use std::os::fd::OwnedFd;
 
 /// The pacer cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +39,12 @@ impl VblankClock {
     /// # Errors
     /// Its BARs cannot be mapped, or they are no pacer's.
     pub fn open(address: &str) -> Result<Self, ClockError> {
-        let registers = bar(address, 0, pacer::BAR0_SIZE)?;
-        let page = bar(address, 2, pacer::BAR2_SIZE)?;
+        let registers =
+            bar(address, 0, OFlags::RDWR, |file| Mapping::of(file, 0, pacer::BAR0_SIZE as usize))?;
+        // A guest that writes to the page may end its own VMM.
+        let page = bar(address, 2, OFlags::RDONLY, |file| {
+            Mapping::read_only(file, 0, pacer::BAR2_SIZE as usize)
+        })?;
         let magic = registers.read(reg::MAGIC.into(), Width::Dword);
         if magic != u64::from(pacer::MAGIC) {
             return Err(ClockError::NoPacer(address.into(), magic));
@@ -65,9 +70,13 @@ impl Drop for VblankClock {
     }
 }
 
-fn bar(address: &str, number: u32, bytes: u64) -> Result<Mapping, ClockError> {
+fn bar(
+    address: &str,
+    number: u32,
+    access: OFlags,
+    map: impl FnOnce(OwnedFd) -> Result<Mapping, Errno>,
+) -> Result<Mapping, ClockError> {
     let path = format!("/sys/bus/pci/devices/{address}/resource{number}");
-    let open = open(&path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
-    let mapped = open.and_then(|file| Mapping::of(file, 0, bytes as usize));
+    let mapped = open(&path, access | OFlags::CLOEXEC, Mode::empty()).and_then(map);
     mapped.map_err(|errno| ClockError::Map { path, errno })
 }

@@ -56,6 +56,7 @@ pub(super) fn show(slice: &SliceJson) -> String {
     line("frames", format!("{}, of which {} late", stats.frames, stats.late));
     line("jobs", format!("{}, and {} that failed", stats.jobs, stats.failed));
     line("busy_ms", stats.busy_ms.to_string());
+    line("vblanks", format!("{} passed over", stats.skipped_vblanks));
     text
 }
 
@@ -97,7 +98,7 @@ mod tests {
             },
             "phase_ms": 1.5, "proof": "phased", "pacer": "p.sock", "gpu": "g.sock",
             "state": "rendering", "changing": true,
-            "stats": { "frames": 12, "late": 1, "jobs": 24, "failed": 2, "busy_ms": 30.25 },
+            "stats": { "frames": 12, "late": 1, "jobs": 24, "failed": 2, "busy_ms": 30.25, "skipped_vblanks": 5 },
         }))
         .unwrap();
         let text = list(std::slice::from_ref(&slice));
@@ -105,7 +106,9 @@ mod tests {
         assert_eq!(lines[0].find("STATE"), lines[1].find("rendering, changing"));
         assert!(lines[1].contains("90 Hz reserved, 2.5 ms + 0.5 ms"), "{text}");
         let all = show(&slice);
-        for word in ["p.sock", "g.sock", "window_ms 1.0", "12, of which 1 late", "phased"] {
+        for word in
+            ["p.sock", "g.sock", "window_ms 1.0", "12, of which 1 late", "phased", "5 passed over"]
+        {
             assert!(all.contains(word), "no {word} in {all}");
         }
     }
