@@ -18,7 +18,7 @@ const FLIPS: u64 = 120;
 /// Vblanks that may pass without a flip, in a run that counts.
 const PASSED: u64 = FLIPS / 20;
 /// How often a run is repeated where the machine did not let the guest keep up.
-const TRIES: usize = 3;
+const TRIES: usize = 6;
 /// What Linux waits for a fence at most, µs (`virtio_gpu_resource_flush`): a flip that took as long ended by itself.
 const GIVES_UP: u64 = 50_000;
 

@@ -9,10 +9,10 @@ use crate::guest::{Guest, Iommu, Machine};
 use crate::held::{self, Held};
 use crate::host::Host;
 use crate::neighbour::Neighbour;
-use crate::pacer::{BIND, ENDLESS, judge, watch};
+use crate::pacer::{BIND, ENDLESS, on_grid};
 use crate::random::Random;
-use crate::turn;
 use crate::witness::Witness;
+use crate::{turn, words};
 use rustix::process::{Signal, kill_process};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -41,9 +41,9 @@ const GOES_ON: u64 = 20;
 /// How often QEMU is killed at each stage.
 const TIMES: usize = 2;
 /// How often a round is repeated that the machine disturbed.
-const TRIES: u32 = 4;
-/// A thread that is held up for longer is no fault of the host's, and can cost a frame: a fifth of a period.
-const DISTURBED: Duration = Duration::from_nanos(1_000_000_000 / HZ as u64 / 5);
+const TRIES: u32 = 6;
+/// A thread that is held up for longer is no fault of the host's, and two of them can cost a frame with a late latch.
+const DISTURBED: Duration = Duration::from_nanos(1_000_000_000 / HZ as u64 / 10);
 /// Bounds each wait for others.
 const PATIENCE: Duration = Duration::from_mins(2);
 /// Between two looks at what has no event.
@@ -99,15 +99,15 @@ struct Tally {
     passed: u64,
     /// Vblanks that the guest did not see.
     missed: u64,
-    /// Vblanks that the guest saw and had no frame for.
+    /// Vblanks that the guest saw and had no room for a frame at.
     idle: u64,
-    submitted: u64,
+    /// Vblanks that showed another frame than the one after that of the vblank before.
+    uneven: u64,
 }
 
 impl Tally {
     fn of(host: &Host, slice: &str, neighbour: &Neighbour) -> Self {
-        // The guest first: a frame that it has submitted by then may be shown meanwhile, not the other way round.
-        let guest = neighbour.stats();
+        let guest = neighbour.seen();
         let body = host.ask(&format!("/slices/{slice}"));
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
         let number = |name: &str| body["stats"][name].as_u64().expect("a number");
@@ -116,9 +116,9 @@ impl Tally {
             late: number("late"),
             failed: number("failed"),
             passed: number("skipped_vblanks"),
-            missed: guest.missed_vblanks,
-            idle: guest.skipped,
-            submitted: guest.submitted,
+            missed: guest.stats.missed_vblanks,
+            idle: guest.stats.skipped,
+            uneven: guest.screen.uneven,
         }
     }
 
@@ -130,14 +130,13 @@ impl Tally {
             passed: self.passed - before.passed,
             missed: self.missed - before.missed,
             idle: self.idle - before.idle,
-            submitted: self.submitted - before.submitted,
+            uneven: self.uneven - before.uneven,
         }
     }
 
-    /// Whether each vblank had its frame, in time. Frames in flight at the two looks may differ.
+    /// Whether each vblank had its frame, in time.
     fn whole(&self) -> bool {
-        self.late + self.failed + self.passed + self.missed + self.idle == 0
-            && self.submitted.abs_diff(self.frames) <= 2
+        self.late + self.failed + self.passed + self.missed + self.idle + self.uneven == 0
     }
 }
 
@@ -326,14 +325,16 @@ fn a_killed_host_leaves_nothing_in_the_way() {
     }
 }
 
-/// That a QEMU that comes now is paced.
+/// That a QEMU that comes now is paced. How evenly is judged elsewhere, without neighbours.
 fn paced(bed: &Bed, host: &Host, folder: &Path) {
     let machine = Machine {
-        script: &(BIND.to_owned() + &watch()),
+        script: &(BIND.to_owned() + "/beamline-pacer-probe $at 100 60\n"),
         programs: &["beamline-pacer-probe"],
         devices: host.devices(),
         iommu: Iommu::Intel,
         words: "",
     };
-    judge(&Guest::boot(bed, folder, &machine).finish(), 60);
+    let said = Guest::boot(bed, folder, &machine).finish();
+    let run = said.iter().find(|line| line.starts_with("probe: slice=")).expect("a run");
+    on_grid(&words(run), 100, 60);
 }

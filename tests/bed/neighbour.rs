@@ -12,11 +12,41 @@ use std::thread::JoinHandle;
 /// Nobody looks where a message goes: eventfds are what counts.
 const ANY: MsiTarget = MsiTarget { address: 0xfee0_0000, data: 0 };
 
+/// What it has counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Seen {
+    /// By the scene.
+    pub(crate) stats: Stats,
+    /// By the pacer's page.
+    pub(crate) screen: Screen,
+}
+
+/// Which frame each vblank showed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Screen {
+    vblank: u64,
+    frame: u64,
+    /// Looks at which not as many frames had been shown as vblanks come since the one before.
+    pub(crate) uneven: u64,
+}
+
+impl Screen {
+    /// The latest vblank, and the frame shown since.
+    fn look(&mut self, vblank: u64, frame: u64) {
+        if vblank == self.vblank {
+            return;
+        }
+        let (vblanks, frames) = (vblank - self.vblank, frame.wrapping_sub(self.frame));
+        self.uneven += u64::from(vblanks != frames);
+        (self.vblank, self.frame) = (vblank, frame);
+    }
+}
+
 /// What thread and test share.
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    stats: Mutex<Stats>,
+    seen: Mutex<Seen>,
 }
 
 /// A guest that draws at every vblank.
@@ -37,13 +67,18 @@ impl Neighbour {
             let mut arena = Port::arena();
             let mut player = Player::new(&mut port, &mut arena, params, &targets).expect("a slice");
             player.start(&mut port).expect("resources");
+            let mut screen = Screen::default();
             while !theirs.stop.load(Ordering::Relaxed) {
                 match player.on_wake(&mut port).expect("the scene goes on") {
                     Progress::Wait if port.wait() == Wake::Stop => break,
                     Progress::Wait | Progress::Again => {}
                     Progress::Done => unreachable!("it has no last frame"),
                 }
-                *theirs.stats.lock().unwrap_or_else(PoisonError::into_inner) = *player.stats();
+                if let Some(page) = player.pacer().timing(&mut port) {
+                    screen.look(page.vblank_seq, page.presented.0);
+                }
+                let seen = Seen { stats: *player.stats(), screen };
+                *theirs.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
             }
             player.pacer().disable(&mut port);
         });
@@ -54,9 +89,9 @@ impl Neighbour {
     ///
     /// # Panics
     /// Where it has ended.
-    pub(crate) fn stats(&self) -> Stats {
+    pub(crate) fn seen(&self) -> Seen {
         assert!(self.thread.as_ref().is_some_and(|t| !t.is_finished()), "a neighbour has ended");
-        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.shared.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has it leave.
@@ -74,4 +109,17 @@ impl Drop for Neighbour {
         // Where the test has failed; its thread ends by itself.
         self.shared.stop.store(true, Ordering::Relaxed);
     }
+}
+
+#[test]
+fn a_screen_counts_each_vblank_without_its_frame() {
+    let mut screen = Screen::default();
+    let mut after = |vblank, frame| {
+        screen.look(vblank, frame);
+        screen.uneven
+    };
+    // The first look is always uneven: nothing is known before it.
+    assert_eq!((after(10, 4), after(11, 5), after(11, 5), after(13, 7)), (1, 1, 1, 1));
+    // One was late and was passed over by the next.
+    assert_eq!((after(14, 7), after(15, 9)), (2, 3));
 }
