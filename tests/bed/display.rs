@@ -1,9 +1,10 @@
 //! The stock kernel's `virtio_gpu` on the vGPU: a text console, compared with the same on QEMU's own device.
 
 use crate::bed::Bed;
-use crate::guest::{Guest, Machine};
-use crate::host::{Host, SLICE};
-use crate::sockets::{get, screendump};
+use crate::guest::{Guest, Iommu, Machine};
+use crate::host::Host;
+use crate::picture::Picture;
+use crate::sockets::screendump;
 use crate::{turn, words};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -40,40 +41,6 @@ echo shown
 read -r _
 ";
 
-/// Width, height and pixels, three bytes each.
-#[derive(PartialEq, Eq)]
-struct Picture {
-    size: (u32, u32),
-    rgb: Vec<u8>,
-}
-
-impl Picture {
-    fn parse(png: &[u8]) -> Self {
-        let mut decoder = png::Decoder::new(std::io::Cursor::new(png));
-        decoder.set_transformations(png::Transformations::EXPAND | png::Transformations::STRIP_16);
-        let mut reader = decoder.read_info().unwrap();
-        let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
-        let info = reader.next_frame(&mut bytes).unwrap();
-        bytes.truncate(info.buffer_size());
-        let samples = info.color_type.samples();
-        assert!(samples >= 3, "the picture has no colours: {:?}", info.color_type);
-        let rgb = bytes.chunks_exact(samples).flat_map(|pixel| pixel[..3].to_vec()).collect();
-        Self { size: (info.width, info.height), rgb }
-    }
-
-    /// Pixels that are not black.
-    fn lit(&self) -> usize {
-        self.rgb.chunks_exact(3).filter(|pixel| pixel.iter().any(|byte| *byte != 0)).count()
-    }
-
-    /// Pixels that differ from another's of the same size.
-    fn different(&self, other: &Self) -> usize {
-        assert_eq!(self.size, other.size);
-        let pairs = self.rgb.chunks_exact(3).zip(other.rgb.chunks_exact(3));
-        pairs.filter(|(a, b)| a != b).count()
-    }
-}
-
 /// The picture of [`draw_reference`].
 fn reference(bed: &Bed) -> &'static Picture {
     static DRAWN: OnceLock<Picture> = OnceLock::new();
@@ -88,7 +55,7 @@ fn draw_reference(bed: &Bed) -> Picture {
         script: SCRIPT,
         programs: &[],
         devices: vec![format!("virtio-gpu-pci,bus=pcie.0,addr=5,xres={width},yres={height}")],
-        iommu: false,
+        iommu: Iommu::None,
         words: "",
     };
     let mut guest = Guest::boot(bed, folder.path(), &machine);
@@ -136,8 +103,13 @@ fn the_stock_driver_shows_its_console_beside_contexts() {
 fn console(bed: &Bed, profile: &str, refused: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let host = Host::start_as(bed, folder.path(), 60, profile);
-    let machine =
-        Machine { script: SCRIPT, programs: &[], devices: host.devices(), iommu: false, words: "" };
+    let machine = Machine {
+        script: SCRIPT,
+        programs: &[],
+        devices: host.devices(),
+        iommu: Iommu::None,
+        words: "",
+    };
     let mut guest = Guest::boot(bed, folder.path(), &machine);
     let count = guest.until("refused: ");
     guest.until("shown");
@@ -145,9 +117,7 @@ fn console(bed: &Bed, profile: &str, refused: &[&str]) {
     let expected = reference(bed);
     let end = Instant::now() + PATIENCE;
     let (picture, different) = loop {
-        let (status, body) = get(&host.control(), &format!("/slices/{SLICE}/scanout.png"));
-        assert_eq!(status, 200, "{}", String::from_utf8_lossy(&body));
-        let picture = Picture::parse(&body);
+        let picture = host.shown();
         assert_eq!(picture.size, expected.size);
         let different = picture.different(expected);
         if different == 0 || Instant::now() > end {

@@ -1,7 +1,7 @@
 //! Frames from a Linux guest's user space: the guest driver drives pacer and vGPU over vfio-pci.
 
 use crate::bed::Bed;
-use crate::guest::{Guest, Machine};
+use crate::guest::{Guest, Iommu, Machine};
 use crate::host::Host;
 use crate::{turn, words};
 
@@ -28,7 +28,7 @@ fn a_linux_guest_draws_frames_through_qemu() {
         script: SCRIPT,
         programs: &["beamline-frames-probe"],
         devices: host.devices(),
-        iommu: true,
+        iommu: Iommu::Intel,
         words: "",
     };
     let said = Guest::boot(&bed, folder.path(), &machine).finish();

@@ -1,7 +1,7 @@
 //! What the guest's PCI bus shows of a slice.
 
 use crate::bed::Bed;
-use crate::guest::{Guest, Machine};
+use crate::guest::{Guest, Iommu, Machine};
 use crate::host::Host;
 use crate::{turn, words};
 use beamline_abi::pacer;
@@ -48,8 +48,13 @@ fn qemu_attaches_both_functions_and_linux_sees_them() {
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let host = Host::start(&bed, folder.path(), 60);
-    let machine =
-        Machine { script: WALK, programs: &[], devices: host.devices(), iommu: false, words: "" };
+    let machine = Machine {
+        script: WALK,
+        programs: &[],
+        devices: host.devices(),
+        iommu: Iommu::None,
+        words: "",
+    };
     let said = Guest::boot(&bed, folder.path(), &machine).finish();
 
     let function = |at| {

@@ -17,6 +17,16 @@ const QEMU_LOG: &str = "qemu.log";
 /// The kernel's console.
 const CONSOLE_LOG: &str = "console.log";
 
+/// An IOMMU, without which nothing can be driven from user space.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Iommu {
+    None,
+    /// VT-d, with interrupt remapping.
+    Intel,
+    /// virtio 1.3, section 5.13: the device that needs no emulated hardware, and remaps no interrupts.
+    Virtio,
+}
+
 /// What a guest is made of.
 pub(crate) struct Machine<'a> {
     /// What it does, in the shell's language.
@@ -25,8 +35,7 @@ pub(crate) struct Machine<'a> {
     pub(crate) programs: &'a [&'a str],
     /// Devices of QEMU.
     pub(crate) devices: Vec<String>,
-    /// Whether there is an IOMMU, without which nothing can be driven from user space.
-    pub(crate) iommu: bool,
+    pub(crate) iommu: Iommu,
     /// Further words on the kernel's command line.
     pub(crate) words: &'a str,
 }
@@ -40,6 +49,13 @@ pub(crate) struct Guest {
 impl Guest {
     /// Starts a guest whose files are in `folder`, and waits until it is up.
     pub(crate) fn boot(bed: &Bed, folder: &Path, machine: &Machine<'_>) -> Self {
+        let mut guest = Self::start(bed, folder, machine);
+        guest.until(UP);
+        guest
+    }
+
+    /// Starts a guest whose files are in `folder`.
+    pub(crate) fn start(bed: &Bed, folder: &Path, machine: &Machine<'_>) -> Self {
         let mut initramfs =
             Initramfs::on(&bed.initramfs).file("test.sh", machine.script.as_bytes());
         for name in machine.programs {
@@ -67,9 +83,17 @@ impl Guest {
             .arg(&bed.kernel)
             .arg("-initrd")
             .arg(&initrd);
-        if machine.iommu {
-            command.args(["-device", "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"]);
-            words.push_str(" intel_iommu=on");
+        match machine.iommu {
+            Iommu::None => {}
+            Iommu::Intel => {
+                command.args(["-device", "intel-iommu,intremap=on,caching-mode=on,aw-bits=48"]);
+                words.push_str(" intel_iommu=on");
+            }
+            Iommu::Virtio => {
+                command.args(["-device", "virtio-iommu-pci,bus=pcie.0,addr=6"]);
+                // VFIO refuses a device whose interrupts nobody remaps, unless it is told not to.
+                words.push_str(" vfio_iommu_type1.allow_unsafe_interrupts=1");
+            }
         }
         for device in &machine.devices {
             command.args(["-device", device]);
@@ -77,10 +101,7 @@ impl Guest {
         command.args(["-append", &words]);
         // It warns of what it lacks at every start.
         command.stderr(File::create(folder.join(QEMU_LOG)).unwrap());
-        let mut guest =
-            Self { process: Process::start("guest", &mut command, true), folder: folder.into() };
-        guest.until(UP);
-        guest
+        Self { process: Process::start("guest", &mut command, true), folder: folder.into() }
     }
 
     /// The next line that starts with `start`.
@@ -91,6 +112,11 @@ impl Guest {
     /// Says a line, for the script's `read`.
     pub(crate) fn say(&mut self, line: &str) {
         self.process.say(line);
+    }
+
+    /// Everything that it has said so far.
+    pub(crate) fn said(&self) -> &[String] {
+        self.process.said()
     }
 
     /// QEMU's control socket.

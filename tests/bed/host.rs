@@ -1,7 +1,9 @@
 //! `beamline host` with one slice.
 
 use crate::bed::Bed;
+use crate::picture::Picture;
 use crate::process::Process;
+use crate::sockets::get;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -24,11 +26,22 @@ impl Host {
 
     /// Starts a host and waits until a VMM can attach. The GPU is a model: nothing here draws with it.
     pub(crate) fn start_as(bed: &Bed, folder: &Path, hz: u32, profile: &str) -> Self {
+        Self::start_beside(bed, folder, hz, profile, "")
+    }
+
+    /// As [`Host::start_as`], with more slices: sections of the host's file.
+    pub(crate) fn start_beside(
+        bed: &Bed,
+        folder: &Path,
+        hz: u32,
+        profile: &str,
+        others: &str,
+    ) -> Self {
         let config = format!(
             "run_dir = \"run\"\n[gpu]\nbackend = \"model\"\n\
              [[slice]]\nname = \"{SLICE}\"\nwidth = 640\nheight = 480\nprofile = \"{profile}\"\n\
              [slice.contract]\nrefresh_hz = \"{hz}\"\nclass = \"elastic\"\n\
-             budget_ms = 2.0\nmax_job_ms = 2.0\n"
+             budget_ms = 2.0\nmax_job_ms = 2.0\n{others}"
         );
         let file = folder.join("host.toml");
         std::fs::write(&file, config).unwrap();
@@ -49,7 +62,7 @@ impl Host {
     pub(crate) fn devices(&self) -> Vec<String> {
         [("pacer", 4), ("gpu", 5)]
             .map(|(function, slot)| {
-                let socket = self.folder.join(format!("run/{SLICE}-{function}.sock"));
+                let socket = self.socket(SLICE, function);
                 serde_json::json!({
                     "driver": "vfio-user-pci",
                     "socket": { "type": "unix", "path": socket },
@@ -61,9 +74,35 @@ impl Host {
             .into()
     }
 
-    /// Where the host listens to requests.
-    pub(crate) fn control(&self) -> PathBuf {
-        self.folder.join("run/control.sock")
+    /// What the host answers to a request on its control socket.
+    ///
+    /// # Panics
+    /// Where that is no success.
+    pub(crate) fn ask(&self, path: &str) -> Vec<u8> {
+        let (status, body) = get(&self.folder.join("run/control.sock"), path);
+        assert_eq!(status, 200, "{path}: {}", String::from_utf8_lossy(&body));
+        body
+    }
+
+    /// What the slice shows.
+    pub(crate) fn shown(&self) -> Picture {
+        Picture::parse(&self.ask(&format!("/slices/{SLICE}/scanout.png")))
+    }
+
+    /// Where a function of a slice is served.
+    pub(crate) fn socket(&self, slice: &str, function: &str) -> PathBuf {
+        self.folder.join(format!("run/{slice}-{function}.sock"))
+    }
+
+    /// The process. It is this one's child, so its number is its own.
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(self.process.id())
+    }
+
+    /// Ends the host as if it had crashed.
+    pub(crate) fn kill(self) {
+        // Dropping a process kills it and waits for it.
+        drop(self.process);
     }
 
     /// Asks the host to end.

@@ -8,13 +8,22 @@ mod bed;
 #[path = "../command.rs"]
 mod command;
 mod display;
+mod flips;
 mod frames;
 mod functions;
 mod guest;
+mod held;
 mod host;
+mod killed;
+mod neighbour;
 mod pacer;
+mod picture;
+mod port;
 mod process;
+#[path = "../random.rs"]
+mod random;
 mod sockets;
+mod witness;
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

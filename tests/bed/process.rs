@@ -94,6 +94,11 @@ impl Process {
         (status, std::mem::take(&mut self.said))
     }
 
+    /// Everything that it has said so far.
+    pub(crate) fn said(&self) -> &[String] {
+        &self.said
+    }
+
     pub(crate) fn id(&self) -> &Child {
         &self.child
     }

@@ -9,53 +9,23 @@ mod command;
 mod family;
 mod files;
 mod machine;
+#[path = "../random.rs"]
+mod random;
 
 use family::{Family, wait_ended};
 use files::{Files, SLICES};
+use random::Random;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// Frames that show that a slice goes on.
 const GOES_ON: u64 = 5;
 
+/// Several frames, so that any moment of one may come.
+const MOMENT: Duration = Duration::from_millis(150);
+
 /// One family at a time: two would share the machine's few CPUs.
 static TURN: Mutex<()> = Mutex::new(());
-
-/// SplitMix64 (Steele, Lea, Flood 2014).
-struct Random(u64);
-
-impl Random {
-    /// From the environment or the clock; printed, so that a run can be repeated.
-    fn seeded() -> Self {
-        let given = std::env::var("BEAMLINE_CHAOS_SEED").ok().and_then(|s| s.parse().ok());
-        let seed = given.unwrap_or_else(|| {
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |t| t.as_nanos() as u64)
-        });
-        println!("seed: BEAMLINE_CHAOS_SEED={seed}");
-        Self(seed)
-    }
-
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % n
-    }
-
-    fn shuffle<T>(&mut self, items: &mut [T]) {
-        for i in (1..items.len()).rev() {
-            items.swap(i, self.below(i as u64 + 1) as usize);
-        }
-    }
-
-    /// Lets a random time of up to 150 ms pass: several frames, so that any moment of one may come. Nothing
-    /// waits for this; it chooses when the kill comes.
-    fn moment(&mut self) {
-        let time = Duration::from_micros(self.below(150_000));
-        println!("  after {time:?}");
-        std::thread::sleep(time);
-    }
-}
 
 /// How often each kind is killed.
 const TIMES: usize = 5;
@@ -111,7 +81,7 @@ fn round(family: &mut Family<'_>, victim: Victim, random: &mut Random) {
     family.progress(&SLICES, GOES_ON);
     let renderers = family.renderers();
     assert_eq!(renderers.len(), SLICES.len(), "one renderer for each slice");
-    random.moment();
+    random.moment(MOMENT);
     let slice = match victim {
         Victim::Guest(slice) => {
             family.kill_guest(slice);
@@ -158,7 +128,7 @@ fn a_killed_host_takes_its_renderers_and_can_be_replaced() {
 
     let renderers = family.renderers();
     assert_eq!(renderers.len(), SLICES.len());
-    random.moment();
+    random.moment(MOMENT);
     family.kill_host();
     wait_ended(&renderers, renderers.len());
     // Their guests wait for vblanks that never come; they still end when they are asked to.

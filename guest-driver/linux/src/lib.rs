@@ -1,12 +1,17 @@
-//! The guest driver in a Linux guest's user space: a `Transport` over vfio-pci, behind a virtual IOMMU.
+//! The guest driver in a Linux guest's user space: a `Transport` over vfio-pci, behind a virtual IOMMU. And what a
+//! program needs that uses the display through the kernel's own driver.
 //!
 //! * [`port`]: the transport: functions as slots, BARs by address, interrupts as eventfds.
 //! * [`vfio`]: the few calls of the kernel's VFIO interface that it needs.
 //! * [`mapping`]: device and shared memory, accessed as a device's must be.
+//! * [`kms`]: page flips on a card of the kernel.
+//! * [`clock`]: the pacer's count of vblanks, read through sysfs.
 //!
-//! The functions must be bound to vfio-pci before: write that name to their `driver_override`, and their
+//! For the port, the functions must be bound to vfio-pci before: write that name to their `driver_override`, and their
 //! address to `drivers_probe`.
 
+pub mod clock;
+pub mod kms;
 pub mod mapping;
 pub mod port;
 pub mod vfio;

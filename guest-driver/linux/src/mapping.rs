@@ -13,7 +13,11 @@ use std::ptr::null_mut;
 pub struct Mapping {
     base: *mut c_void,
     len: usize,
+    writable: bool,
 }
+
+// SAFETY: the mapping belongs to this value and to no thread.
+unsafe impl Send for Mapping {}
 
 impl Mapping {
     /// Maps `len` bytes of `fd` from `offset` on.
@@ -21,10 +25,22 @@ impl Mapping {
     /// # Errors
     /// The kernel's.
     pub fn of(fd: impl AsFd, offset: u64, len: usize) -> Result<Self, Errno> {
-        let prot = ProtFlags::READ | ProtFlags::WRITE;
+        Self::with(fd, offset, len, true)
+    }
+
+    /// As [`Mapping::of`], to read alone: what is written is dropped.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn read_only(fd: impl AsFd, offset: u64, len: usize) -> Result<Self, Errno> {
+        Self::with(fd, offset, len, false)
+    }
+
+    fn with(fd: impl AsFd, offset: u64, len: usize, writable: bool) -> Result<Self, Errno> {
+        let prot = if writable { ProtFlags::READ | ProtFlags::WRITE } else { ProtFlags::READ };
         // SAFETY: the kernel chooses a place where nothing is.
         let base = unsafe { mmap(null_mut(), len, prot, MapFlags::SHARED, fd, offset) }?;
-        Ok(Self { base, len })
+        Ok(Self { base, len, writable })
     }
 
     /// `len` bytes of zeroed memory.
@@ -35,7 +51,7 @@ impl Mapping {
         let prot = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: the kernel chooses a place where nothing is.
         let base = unsafe { mmap_anonymous(null_mut(), len, prot, MapFlags::SHARED) }?;
-        Ok(Self { base, len })
+        Ok(Self { base, len, writable: true })
     }
 
     /// Where it is in this process.
@@ -75,8 +91,11 @@ impl Mapping {
         }
     }
 
-    /// Writes one value; dropped outside.
+    /// Writes one value; dropped outside, and where it is mapped to read alone.
     pub fn write(&self, offset: u64, width: Width, value: u64) {
+        if !self.writable {
+            return;
+        }
         let Some(at) = self.at(offset, width.bytes()) else { return };
         // SAFETY: as in `read`.
         unsafe {
@@ -111,6 +130,17 @@ mod tests {
         assert_eq!(memory.read(12, Width::Dword), 0x8877_6655);
         memory.write(9, Width::Byte, 0xabff);
         assert_eq!(memory.read(8, Width::Qword), 0x8877_6655_4433_ff11);
+    }
+
+    #[test]
+    fn a_write_to_what_is_read_alone_is_dropped() {
+        let file = rustix::fs::memfd_create("mapping", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::fs::ftruncate(&file, 4096).unwrap();
+        let (all, read) =
+            (Mapping::of(&file, 0, 4096).unwrap(), Mapping::read_only(&file, 0, 4096).unwrap());
+        all.write(0, Width::Dword, 7);
+        read.write(0, Width::Dword, 8);
+        assert_eq!(read.read(0, Width::Dword), 7);
     }
 
     #[test]

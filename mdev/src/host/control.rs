@@ -510,5 +510,6 @@ fn stats(name: &str, c: &SliceCounters) -> SliceStats {
         jobs: load(&c.jobs),
         failed: load(&c.failed),
         busy: Nanos(load(&c.busy)),
+        skipped_vblanks: load(&c.skipped_vblanks),
     }
 }

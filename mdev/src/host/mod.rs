@@ -161,6 +161,8 @@ pub struct SliceStats {
     pub failed: u64,
     /// GPU time used.
     pub busy: Nanos,
+    /// Vblanks passed over because the host came too late for them.
+    pub skipped_vblanks: u64,
 }
 
 /// What is left of a host that was drained.

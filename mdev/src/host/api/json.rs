@@ -153,6 +153,9 @@ pub struct StatsJson {
     pub failed: u64,
     /// GPU time used, ms.
     pub busy_ms: f64,
+    /// Vblanks passed over because the host came too late for them; 0 of a host that does not tell.
+    #[serde(default)]
+    pub skipped_vblanks: u64,
 }
 
 /// `GET /stats`.
@@ -303,6 +306,7 @@ impl StatsJson {
             jobs: stats.jobs,
             failed: stats.failed,
             busy_ms: stats.busy.as_millis_f64(),
+            skipped_vblanks: stats.skipped_vblanks,
         }
     }
 }

@@ -63,6 +63,7 @@ pub(super) fn show(slice: &SliceJson) -> String {
     line("frames", format!("{}, of which {} late", stats.frames, stats.late));
     line("jobs", format!("{}, and {} that failed", stats.jobs, stats.failed));
     line("busy_ms", stats.busy_ms.to_string());
+    line("vblanks", format!("{} passed over", stats.skipped_vblanks));
     text
 }
 
@@ -138,7 +139,7 @@ mod tests {
             },
             "phase_ms": 1.5, "proof": "phased", "pacer": "p.sock", "gpu": "g.sock",
             "state": "rendering", "changing": true,
-            "stats": { "frames": 12, "late": 1, "jobs": 24, "failed": 2, "busy_ms": 30.25 },
+            "stats": { "frames": 12, "late": 1, "jobs": 24, "failed": 2, "busy_ms": 30.25, "skipped_vblanks": 5 },
         }))
         .unwrap();
         let text = list(std::slice::from_ref(&slice));
@@ -167,7 +168,9 @@ mod tests {
         ] {
             assert!(all.contains(line), "no {line} in {all}");
         }
-        for word in ["p.sock", "g.sock", "window_ms 1.0", "12, of which 1 late", "phased"] {
+        for word in
+            ["p.sock", "g.sock", "window_ms 1.0", "12, of which 1 late", "phased", "5 passed over"]
+        {
             assert!(all.contains(word), "no {word} in {all}");
         }
     }
