@@ -4,7 +4,7 @@
 #   make test     every test; the last line counts passed, failed and skipped
 #   make bench    benchmarks
 #   make bench-sched  the scheduler's: what a decision costs, and what the frame contract is worth (simulated)
-#   make bench-device  registers over vfio-user, vblanks and idle slices, each beside a baseline
+#   make bench-device  registers over vfio-user, doorbells, mediation, vblanks and idle slices (PART=doorbell: one)
 #   make fuzz     a minute of made-up input for each part that a guest or a peer can reach (needs g++)
 #   make prove    the scheduler's properties at 10,000 cases each, and ten minutes of damaged files (half an hour)
 #   make lint     formatting, clippy, and the dependency policy where cargo-deny is installed
@@ -59,7 +59,7 @@ bench-sched: setup
 	$(CARGO) bench --locked -p beamline-benches --bench scheduler --bench contract
 
 bench-device: setup
-	$(CARGO) bench --locked -p beamline-benches --bench device
+	$(CARGO) bench --locked -p beamline-benches --bench device -- $(PART)
 
 # FUZZ_SECONDS per target (60), FUZZ_TARGET for one of them: see CONTRIBUTING.md.
 fuzz: setup

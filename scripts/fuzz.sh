@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 CARGO=${CARGO:-cargo}
 target_dir=${CARGO_TARGET_DIR:-$PWD/target}
 seconds=${FUZZ_SECONDS:-60}
-all='vfio_user_stream vfio_user_client pci_config virtqueue gpu_commands marker_ring renderer_messages'
+all='vfio_user_stream vfio_user_client pci_config virtqueue gpu_commands marker_ring renderer_messages control_api'
 targets=${FUZZ_TARGET:-$all}
 # The most bytes of an input.
 max_len=2048
@@ -36,10 +36,10 @@ fuzz() {
 keep_corpus() {
     # Fewer than 200 files in all: more where an input ends at the first thing that is wrong.
     case $target in
-    vfio_user_stream) keep=54 ;;
+    vfio_user_stream) keep=44 ;;
     vfio_user_client) keep=40 ;;
     renderer_messages) keep=36 ;;
-    marker_ring) keep=12 ;;
+    marker_ring | control_api) keep=12 ;;
     *) keep=18 ;;
     esac
     rm -rf "$work/$target/least"

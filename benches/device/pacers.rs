@@ -70,6 +70,13 @@ impl Pacers {
         Ok(Self { host, attached: attached?, stamps, _folder: folder })
     }
 
+    /// The first slice, for who misuses it: its pacer's client, and its vGPU's socket.
+    pub(super) fn first(&mut self) -> anyhow::Result<(&mut Client, PathBuf)> {
+        let gpu = self.host.ready().slices.first().context("there is no slice")?.gpu.clone();
+        let attached = self.attached.first_mut().context("nobody is attached")?;
+        Ok((&mut attached.client, gpu))
+    }
+
     /// Ends the host: by slice, the errors of its vblanks against its grid, in their order, ns.
     pub(super) fn end(mut self, setup: Setup) -> anyhow::Result<Vec<Vec<u64>>> {
         let pages: Vec<TimingPage> =

@@ -1,6 +1,7 @@
 //! How late vblanks are against their absolute grid, beside a bare loop of `clock_nanosleep` on the same machine
 //! in the same run, and whether they drift.
 
+use super::flood::flood;
 use super::pacers::{Pacers, Setup};
 use anyhow::{Context, anyhow, ensure};
 use beamline_benches::report::{Gate, Row, table};
@@ -11,11 +12,14 @@ use rustix::time::{ClockId, Timespec};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-/// One host, fast enough for many vblanks in little time; and one that is full.
-const RUNS: [(&str, Setup, u64); 2] = [
-    ("1 pacer at 500 Hz", Setup { slices: 1, hz: 500, prompt: true }, 22),
-    ("64 pacers at 60 Hz", Setup { slices: 64, hz: 60, prompt: true }, 15),
+/// One host, fast enough for many vblanks in little time; one that is full; and that one while its first slice
+/// floods it, whose own vblanks are not counted then. Seconds, and whether it floods.
+const RUNS: [(&str, Setup, u64, bool); 3] = [
+    ("1 pacer at 500 Hz", Setup { slices: 1, hz: 500, prompt: true }, 22, false),
+    ("64 pacers at 60 Hz", FULL, 15, false),
+    ("63 pacers at 60 Hz, a 64th floods", FULL, 15, true),
 ];
+const FULL: Setup = Setup { slices: 64, hz: 60, prompt: true };
 /// p99 at most this times that of the bare loop.
 const LIMIT: f64 = 1.5;
 /// Drift at most, parts per million.
@@ -28,15 +32,22 @@ const WARM_UP: usize = 30;
 /// Rows and gates of both runs.
 pub(super) fn measure() -> anyhow::Result<(Vec<Row>, Vec<Gate>)> {
     let (mut rows, mut gates) = (Vec::new(), Vec::new());
-    for (name, setup, seconds) in RUNS {
+    for (name, setup, seconds, floods) in RUNS {
         // Half before and half after, so that the machine's noise hits both.
         let mut bare = sleep(setup.hz, seconds / 2)?;
-        let pacers = Pacers::start(setup)?;
-        std::thread::sleep(Duration::from_secs(seconds));
+        let mut pacers = Pacers::start(setup)?;
+        let time = Duration::from_secs(seconds);
+        if floods {
+            let (pacer, gpu) = pacers.first()?;
+            let (writes, doorbells) = flood(pacer, &gpu, time)?;
+            println!("{name}: {writes} register writes, {doorbells} doorbells in {seconds} s");
+        } else {
+            std::thread::sleep(time);
+        }
         let errors = pacers.end(setup)?;
         bare.extend(sleep(setup.hz, seconds / 2)?);
         let mut all = Vec::new();
-        for errors in &errors {
+        for errors in &errors[usize::from(floods)..] {
             let expected = seconds * setup.hz * 9 / 10;
             ensure!(errors.len() as u64 > expected, "{} vblanks of {expected}", errors.len());
             all.extend_from_slice(&errors[WARM_UP..]);

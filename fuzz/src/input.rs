@@ -53,6 +53,11 @@ impl<'a> Input<'a> {
         self.take(len)
     }
 
+    /// All that is left.
+    pub(crate) fn rest(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.0)
+    }
+
     fn take(&mut self, len: usize) -> &'a [u8] {
         let (now, rest) = self.0.split_at(len.min(self.0.len()));
         self.0 = rest;

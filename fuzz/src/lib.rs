@@ -4,6 +4,7 @@
 //! fuzzer's bytes. A broken promise is a panic. `make fuzz` looks for bytes that cause one; the package's
 //! test runs every file in `corpus/` again.
 
+mod control_api;
 mod fds;
 mod gpu_commands;
 mod guest;
@@ -28,7 +29,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 8] = [
     Target { name: "vfio_user_stream", run: vfio_user_stream::run },
     Target { name: "vfio_user_client", run: vfio_user_client::run },
     Target { name: "pci_config", run: pci_config::run },
@@ -36,6 +37,7 @@ pub const TARGETS: [Target; 7] = [
     Target { name: "gpu_commands", run: gpu_commands::run },
     Target { name: "marker_ring", run: marker_ring::run },
     Target { name: "renderer_messages", run: renderer_messages::run },
+    Target { name: "control_api", run: control_api::run },
 ];
 
 /// The target with this name.

@@ -190,8 +190,9 @@ pub fn contract(written: Written) -> Result<Contract, SliceError> {
         problem: wrong.problem,
     })?;
     // The dispatcher keeps every queued frame, in order, and drops none that is overdue: one that may miss
-    // would hold up one that may not. So every frame is promised, which is more than is asked for.
-    Ok(Contract { miss: MissAllowance { misses: 0, ..contract.miss }, ..contract })
+    // would hold up one that may not. So every frame is promised, which is more than is asked for: of how many
+    // none may be missed is then all the same.
+    Ok(Contract { miss: MissAllowance { misses: 0, frames: 1 }, ..contract })
 }
 
 /// A contract by the keys that it is written with: reading them again gives the same contract.
@@ -303,6 +304,7 @@ mod tests {
     use super::*;
     use beamline_abi::Nanos;
     use proptest::prelude::*;
+    use serde_json::json;
 
     #[test]
     fn rates_are_written_as_they_are_read() {
@@ -310,6 +312,16 @@ mod tests {
         assert_eq!(hz(90, 1), "90");
         assert_eq!(hz(60_000, 1_001), "60000/1001");
         assert_eq!(hz(1, 2), "1/2");
+    }
+
+    #[test]
+    fn a_contract_with_misses_is_the_one_that_is_shown() {
+        let keys = json!({
+            "refresh_hz": "60", "class": "reserved", "budget_ms": 1, "max_job_ms": 1, "miss": "1/100",
+        });
+        let read = |keys| contract(serde_json::from_value(keys).unwrap()).unwrap();
+        let meant = read(keys);
+        assert_eq!(read(Value::Object(written(&meant))), meant);
     }
 
     proptest! {

@@ -213,6 +213,12 @@ impl Controller {
         &self.workshop.placement
     }
 
+    /// Has the dispatcher look at the clock.
+    #[cfg(feature = "fuzz")]
+    pub(super) fn wake(&self) {
+        self.workshop.wake.signal();
+    }
+
     /// What does not change.
     pub fn facts(&self) -> &Facts {
         &self.facts

@@ -195,6 +195,18 @@ impl Host {
     /// Starts a host. `renderer` is the program that runs one slice's GPU work, with its arguments; the
     /// `model` backend does not use it. When this returns, guests can attach.
     pub fn start(config: HostConfig, renderer: RendererProgram) -> Result<Self, HostError> {
+        let mut host = Self::start_unasked(config, renderer, Arc::new(MonotonicClock))?;
+        host.asks = Some(AskThread::start(Arc::clone(&host.controller))?);
+        host.api = Some(ApiServer::start(Arc::clone(&host.controller))?);
+        Ok(host)
+    }
+
+    /// A host without its control socket, which answers no guest that asks for another contract.
+    fn start_unasked(
+        config: HostConfig,
+        renderer: RendererProgram,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, HostError> {
         let caps = config.caps();
         let ledger = Ledger::load(&config, caps)?;
         let gpu = make_gpu(&config, renderer)?;
@@ -210,7 +222,6 @@ impl Host {
         let registry = collector.as_ref().map(Collector::registry);
         let recorder =
             registry.as_ref().map_or_else(Recorder::off, |r| r.recorder(DEFAULT_CAPACITY));
-        let clock: Arc<dyn Clock> = Arc::new(MonotonicClock);
         let placement = Placement { cpus: config.host_cpus.clone(), realtime: config.realtime };
         let wake = EventFd::new().map_err(|e| system("make an eventfd")(e.into()))?;
         let asked = EventFd::new().map_err(|e| system("make an eventfd")(e.into()))?;
@@ -255,7 +266,7 @@ impl Host {
         let controller = Arc::new(Controller::new(workshop, facts, ledger, link)?);
         let slices = controller.slices().into_iter().map(|slice| slice.ready).collect();
         // From here on, dropping it ends everything.
-        let mut host = Self {
+        Ok(Self {
             images,
             ready: Ready { slices, ..ready },
             controller,
@@ -265,10 +276,7 @@ impl Host {
             log,
             tsc: Some(tsc),
             _awake: awake,
-        };
-        host.asks = Some(AskThread::start(Arc::clone(&host.controller))?);
-        host.api = Some(ApiServer::start(Arc::clone(&host.controller))?);
-        Ok(host)
+        })
     }
 
     /// What was served where when the host started.

@@ -7,6 +7,7 @@
 mod check;
 pub mod client;
 pub mod device;
+mod inbox;
 pub mod server;
 mod socket;
 #[cfg(test)]

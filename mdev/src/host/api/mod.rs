@@ -5,6 +5,8 @@
 //! size of head and body, the time for each, the connections, and where those are used up, whoever has not
 //! sent its request yet is the one to go. Connections are for one request each.
 
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod json;
 mod routes;
 
@@ -13,6 +15,7 @@ use super::control::Controller;
 use super::threads::Role;
 use crate::host::system;
 use beamline_vfio_user::server::Listener;
+use hyper::rt::{Read, Write};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -26,7 +29,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::thread::JoinHandle;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle as Task;
 
@@ -40,6 +43,8 @@ const MAX_HEADERS: usize = 64;
 pub const MAX_CONNECTIONS: usize = 64;
 /// How long a peer may take to send a request's head.
 const HEAD_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a request waits for a change before it.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 /// How long a whole request may take, with the waiting for changes before it and a peer that reads slowly.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Threads for what may block.
@@ -138,7 +143,10 @@ async fn serve(
         };
         make_room(&mut connections).await;
         let busy = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(connection(stream, Arc::clone(&controller), Arc::clone(&busy)));
+        let stream = TokioIo::new(stream);
+        let served =
+            connection(stream, Arc::clone(&controller), Arc::clone(&busy), CHANGE_PATIENCE);
+        let task = tokio::spawn(served);
         connections.push_back(Connection { task, busy });
     }
     for connection in connections {
@@ -163,9 +171,15 @@ async fn make_room(connections: &mut VecDeque<Connection>) {
     }
 }
 
-async fn connection(stream: UnixStream, controller: Arc<Controller>, busy: Arc<AtomicBool>) {
+/// Serves one request; it waits for changes before it for at most `patience`.
+async fn connection(
+    stream: impl Read + Write + Unpin,
+    controller: Arc<Controller>,
+    busy: Arc<AtomicBool>,
+    patience: Duration,
+) {
     let service = service_fn(move |request| {
-        routes::answer(Arc::clone(&controller), request, Arc::clone(&busy))
+        routes::answer(Arc::clone(&controller), request, Arc::clone(&busy), patience)
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
@@ -173,7 +187,7 @@ async fn connection(stream: UnixStream, controller: Arc<Controller>, busy: Arc<A
         .keep_alive(false)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS);
-    let served = http.serve_connection(TokioIo::new(stream), service);
+    let served = http.serve_connection(stream, service);
     match tokio::time::timeout(PATIENCE, served).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::debug!(%error, "a control connection ended"),

@@ -23,18 +23,17 @@ use std::time::{Duration, Instant};
 
 /// How long a peer may take to send its body.
 const BODY_PATIENCE: Duration = Duration::from_secs(5);
-/// How long a request waits for a change before it.
-const CHANGE_PATIENCE: Duration = Duration::from_secs(5);
 
 type Answer = Response<Full<Bytes>>;
 /// An answer that is not what was asked for.
 type Refused = Box<Answer>;
 
-/// Answers one request; `busy` is set once all of it is there.
+/// Answers one request; `busy` is set once all of it is there. It waits for a change before it for `patience`.
 pub(super) async fn answer(
     controller: Arc<Controller>,
     request: Request<Incoming>,
     busy: Arc<AtomicBool>,
+    patience: Duration,
 ) -> Result<Answer, Infallible> {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let body = match read(request.into_body()).await {
@@ -42,7 +41,8 @@ pub(super) async fn answer(
         Err(refused) => return Ok(*refused),
     };
     busy.store(true, Ordering::Relaxed);
-    Ok(route(controller, &method, &path, body).await.unwrap_or_else(|refused| *refused))
+    let asked = Asked { controller, patience };
+    Ok(route(&asked, &method, &path, body).await.unwrap_or_else(|refused| *refused))
 }
 
 async fn read(body: Incoming) -> Result<Bytes, Refused> {
@@ -69,22 +69,23 @@ async fn read(body: Incoming) -> Result<Bytes, Refused> {
     }
 }
 
-/// An error is an answer too.
-async fn route(
+/// Who is asked, and how long an answer may wait for a change before it.
+struct Asked {
     controller: Arc<Controller>,
-    method: &Method,
-    path: &str,
-    body: Bytes,
-) -> Result<Answer, Refused> {
+    patience: Duration,
+}
+
+/// An error is an answer too.
+async fn route(asked: &Asked, method: &Method, path: &str, body: Bytes) -> Result<Answer, Refused> {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
     match (method.as_str(), parts.as_slice()) {
         ("GET", []) => {
             let about =
                 |c: &Controller| Ok(HostJson::new(c.facts(), c.slices().len(), c.promise()));
-            Ok(say(StatusCode::OK, &run(&controller, about).await?))
+            Ok(say(StatusCode::OK, &run(asked, about).await?))
         }
         ("GET", ["stats"]) => {
-            Ok(say(StatusCode::OK, &run(&controller, |c: &Controller| Ok(stats(c))).await?))
+            Ok(say(StatusCode::OK, &run(asked, |c: &Controller| Ok(stats(c))).await?))
         }
         ("GET", ["slices"]) => {
             let all = |c: &Controller| {
@@ -92,28 +93,28 @@ async fn route(
                 let slices = c.slices().iter().map(|s| SliceJson::new(s, promise)).collect();
                 Ok(SlicesJson { slices })
             };
-            Ok(say(StatusCode::OK, &run(&controller, all).await?))
+            Ok(say(StatusCode::OK, &run(asked, all).await?))
         }
         ("POST", ["slices"]) => {
             let slice = parse::<WrittenSlice>(&body)?.read().map_err(wrong)?;
             let create = move |c: &Controller| shown(c, c.create(slice.clone()));
-            Ok(say(StatusCode::CREATED, &run(&controller, create).await?))
+            Ok(say(StatusCode::CREATED, &run(asked, create).await?))
         }
         ("GET", ["slices", name]) => {
             let name = (*name).to_owned();
             let get = move |c: &Controller| shown(c, c.slice(&name));
-            Ok(say(StatusCode::OK, &run(&controller, get).await?))
+            Ok(say(StatusCode::OK, &run(asked, get).await?))
         }
         ("PATCH", ["slices", name]) => {
             let patch = parse::<Patch>(&body)?;
             let name = (*name).to_owned();
             let change = move |c: &Controller| shown(c, c.change(&name, |old| patch.apply(old)));
-            Ok(say(StatusCode::OK, &run(&controller, change).await?))
+            Ok(say(StatusCode::OK, &run(asked, change).await?))
         }
         ("DELETE", ["slices", name]) => {
             let name = (*name).to_owned();
             let gone = Gone { removed: name.clone() };
-            run(&controller, move |c: &Controller| c.remove(&name)).await?;
+            run(asked, move |c: &Controller| c.remove(&name)).await?;
             Ok(say(StatusCode::OK, &gone))
         }
         ("GET", ["slices", name, "scanout.png"]) => {
@@ -125,7 +126,7 @@ async fn route(
                     Err(_) => Ok(None),
                 }
             };
-            match run(&controller, png).await? {
+            match run(asked, png).await? {
                 Some(png) => Ok(respond(StatusCode::OK, "image/png", png)),
                 None => Err(unheard("the picture cannot be encoded")),
             }
@@ -133,7 +134,7 @@ async fn route(
         ("POST", ["slices", name, verb @ ("quiesce" | "resume")]) => {
             let (name, quiesce) = ((*name).to_owned(), *verb == "quiesce");
             let ask = move |c: &Controller| shown(c, c.quiesce(&name, quiesce));
-            Ok(say(StatusCode::OK, &run(&controller, ask).await?))
+            Ok(say(StatusCode::OK, &run(asked, ask).await?))
         }
         (_, ["slices", _, "quiesce" | "resume"]) => Err(not_allowed(method, "POST")),
         (_, [] | ["stats"] | ["slices", _, "scanout.png"]) => Err(not_allowed(method, "GET")),
@@ -210,12 +211,12 @@ fn stats(controller: &Controller) -> AllStatsJson {
 
 /// Carries `what` out beside this thread; waits for a change before it, where that ends in time.
 async fn run<T: Send + 'static>(
-    controller: &Arc<Controller>,
+    asked: &Asked,
     what: impl Fn(&Controller) -> Result<T, ControlError> + Clone + Send + 'static,
 ) -> Result<T, Refused> {
-    let until = Instant::now() + CHANGE_PATIENCE;
+    let until = Instant::now() + asked.patience;
     loop {
-        let (controller, what) = (Arc::clone(controller), what.clone());
+        let (controller, what) = (Arc::clone(&asked.controller), what.clone());
         match tokio::task::spawn_blocking(move || what(&controller)).await {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(ControlError::Busy { wait })) => {
@@ -253,7 +254,8 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
             Some((what, expected)) => (what, format!("expected {expected}")),
             None => (text, "see docs/control.md for the keys".to_owned()),
         };
-        let place = if path == "." { "body".to_owned() } else { path };
+        // A key may be the empty string, which names no place.
+        let place = if matches!(path.as_str(), "" | ".") { "body".to_owned() } else { path };
         refuse(StatusCode::UNPROCESSABLE_ENTITY, &ErrorJson::new(what, place, mend))
     })
 }

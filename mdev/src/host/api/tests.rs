@@ -250,6 +250,8 @@ fn bad_input_is_named_with_what_would_be_right() {
     };
     let mut unknown = slice("x", 1.0);
     unknown["widht"] = json!(1);
+    let mut keyless = slice("x", 1.0);
+    keyless[""] = json!(1);
     let mut nameless = slice("x", 1.0);
     nameless.as_object_mut().unwrap().remove("name");
     for (body, place) in [
@@ -262,6 +264,7 @@ fn bad_input_is_named_with_what_would_be_right() {
         (with("max_job_ms", json!(0.0)), "contract"),
         (slice("../vr", 1.0), "name"),
         (unknown, "widht"),
+        (keyless, "body"),
         (nameless, "body"),
         (json!([]), "body"),
     ] {

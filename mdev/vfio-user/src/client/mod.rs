@@ -20,6 +20,7 @@ use zerocopy::{FromBytes, IntoBytes};
 pub use types::{ClientDeviceInfo, ClientError, ClientIoFd, ClientMapping, ClientRegion};
 
 use crate::check::{self, CheckError};
+use crate::inbox::Inbox;
 use crate::socket::{Fds, Socket, SocketError, Wait};
 use crate::wire::{
     self, Capabilities, DEFAULT_PEER_FDS, Header, MAX_AREAS, MAX_DATA_XFER, MAX_FDS, MAX_IO_FDS,
@@ -44,6 +45,7 @@ pub struct Client {
     peer_fds: usize,
     /// The server's `max_data_xfer_size`, at most [`MAX_DATA_XFER`].
     max_data: usize,
+    inbox: Inbox,
     /// The message to send and the received payload; both reused.
     out: Vec<u8>,
     body: Vec<u8>,
@@ -104,6 +106,7 @@ impl Client {
             peer_fds: DEFAULT_PEER_FDS,
             max_data: MAX_DATA_XFER as usize,
             out: Vec::new(),
+            inbox: Inbox::default(),
             body: Vec::new(),
             fds: Fds::default(),
         };
@@ -419,7 +422,11 @@ impl Client {
         let wait = Wait { stop: None, deadline, in_kernel: self.in_kernel };
         self.socket.send(&self.out, fds, wait)?;
         // One command at a time, so one reply: a server that says more is out of step.
-        self.socket.receive_only(&mut self.body, &mut self.fds, wait)
+        let reply = self.inbox.receive(&self.socket, &mut self.body, &mut self.fds, wait)?;
+        match self.inbox.left() {
+            0 => Ok(reply),
+            surplus => Err(SocketError::Surplus(surplus)),
+        }
     }
 
     /// Turns what `read` finds wrong with a reply into an error that ends the connection.

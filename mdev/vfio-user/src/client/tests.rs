@@ -183,13 +183,12 @@ fn liar(
     let thread = std::thread::spawn(move || {
         let (socket, wait) = (Socket::new(theirs), Wait::default());
         let (mut fds, mut body) = (Fds::default(), Vec::new());
-        let mut header = socket.receive_header(&mut fds, wait).unwrap();
-        socket.receive_body(&header, &mut body, &mut fds, wait).unwrap();
+        let mut inbox = Inbox::default();
+        let mut header = inbox.receive(&socket, &mut body, &mut fds, wait).unwrap();
         header.flags = header_flags::REPLY;
         let hello = [header.as_bytes(), &body].concat();
         socket.send(&hello, &[], wait).unwrap();
-        let header = socket.receive_header(&mut fds, wait).unwrap();
-        socket.receive_body(&header, &mut body, &mut fds, wait).unwrap();
+        let header = inbox.receive(&socket, &mut body, &mut fds, wait).unwrap();
         let (message, fds) = answer(header);
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         let _ = socket.send(&message, &fds, wait);

@@ -7,6 +7,7 @@ use zerocopy::IntoBytes;
 use super::maps::Maps;
 use super::refusal::Refusal;
 use super::{ServeError, Stop, access, query, resources};
+use crate::inbox::Inbox;
 use crate::socket::{Fds, Socket, SocketError, Wait};
 use crate::wire::{
     self, Capabilities, DEFAULT_PEER_FDS, Header, MAX_DATA_XFER, MAX_DMA_MAPS, MAX_FDS, PAGE_SIZE,
@@ -50,6 +51,7 @@ pub(super) struct Session<'a> {
     wait: Wait<'a>,
     state: State,
     refusals: u32,
+    inbox: Inbox,
     /// The received payload and the message to send; both reused.
     body: Vec<u8>,
     out: Vec<u8>,
@@ -61,9 +63,10 @@ impl<'a> Session<'a> {
     pub(super) fn open(socket: &'a Socket, stop: &'a Stop) -> Result<Self, ServeError> {
         let wait = Wait { stop: Some(stop.as_fd()), deadline: None, in_kernel: true };
         let (mut body, mut fds, mut out) = (Vec::new(), Fds::default(), Vec::new());
-        let header = socket.receive_header(&mut fds, wait).map_err(ServeError::Stream)?;
+        let mut inbox = Inbox::default();
+        let header =
+            inbox.receive(socket, &mut body, &mut fds, wait).map_err(ServeError::Stream)?;
         require_command(&header)?;
-        socket.receive_body(&header, &mut body, &mut fds, wait).map_err(ServeError::Stream)?;
         fds.clear();
         let outcome = if header.command == command::VERSION {
             negotiate(&body, &mut out)
@@ -74,7 +77,7 @@ impl<'a> Session<'a> {
             Ok(state) => {
                 finish(&header, &mut out, None);
                 socket.send(&out, &[], wait).map_err(ServeError::Stream)?;
-                Ok(Self { socket, stop, wait, state, refusals: 0, body, out, fds })
+                Ok(Self { socket, stop, wait, state, refusals: 0, inbox, body, out, fds })
             }
             Err(e) => {
                 finish(&header, &mut out, Some(rustix::io::Errno::INVAL));
@@ -100,13 +103,11 @@ impl<'a> Session<'a> {
             if self.stop.is_stopped() {
                 return Err(ServeError::Stream(SocketError::Stopped));
             }
-            self.fds.clear();
-            let header =
-                self.socket.receive_header(&mut self.fds, self.wait).map_err(ServeError::Stream)?;
-            require_command(&header)?;
-            self.socket
-                .receive_body(&header, &mut self.body, &mut self.fds, self.wait)
+            let header = self
+                .inbox
+                .receive(self.socket, &mut self.body, &mut self.fds, self.wait)
                 .map_err(ServeError::Stream)?;
+            require_command(&header)?;
             self.answer(&header, device)?;
         }
     }

@@ -1,5 +1,6 @@
 //! The server against clients that lie.
 
+use std::cell::RefCell;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -8,14 +9,19 @@ use proptest::prelude::*;
 use zerocopy::IntoBytes;
 
 use super::*;
+use crate::inbox::Inbox;
 use crate::socket::{Fds, Wait};
 use crate::testing::{Running, event, memory, start};
 use crate::wire::{self, Header, command, header_flags};
 
 /// A client of bare messages.
-struct Raw(Socket);
+struct Raw(Socket, RefCell<Inbox>);
 
 impl Raw {
+    fn new(stream: UnixStream) -> Self {
+        Self(Socket::new(stream), RefCell::default())
+    }
+
     fn send(&self, number: u16, flags: u32, body: &[u8], fds: &[&OwnedFd]) {
         let size = (16 + body.len()) as u32;
         let header = Header { id: 0x1234, command: number, size, flags, error: 0 };
@@ -25,8 +31,8 @@ impl Raw {
 
     fn receive(&self) -> (Header, Vec<u8>, Fds) {
         let (mut fds, mut body) = (Fds::default(), Vec::new());
-        let header = self.0.receive_header(&mut fds, Wait::default()).unwrap();
-        self.0.receive_body(&header, &mut body, &mut fds, Wait::default()).unwrap();
+        let mut inbox = self.1.borrow_mut();
+        let header = inbox.receive(&self.0, &mut body, &mut fds, Wait::default()).unwrap();
         (header, body, fds)
     }
 
@@ -53,7 +59,7 @@ const HELLO: &[u8] =
 
 fn connected() -> (Raw, Running) {
     let (stream, server) = start();
-    let raw = Raw(Socket::new(stream));
+    let raw = Raw::new(stream);
     assert_eq!(raw.call(command::VERSION, HELLO, &[]).0, 0);
     (raw, server)
 }
@@ -61,7 +67,7 @@ fn connected() -> (Raw, Running) {
 #[test]
 fn the_version_reply_names_only_what_the_client_named() {
     let (stream, _server) = start();
-    let raw = Raw(Socket::new(stream));
+    let raw = Raw::new(stream);
     let (_, body) = raw.call(command::VERSION, HELLO, &[]);
     let json = br#"{"capabilities":{"max_msg_fds":16,"write_multiple":true}}"#;
     assert_eq!(body, [&[0, 0, 1, 0], &json[..], &[0]].concat());
@@ -78,7 +84,7 @@ fn a_bad_or_missing_version_ends_the_connection_with_a_reply() {
     ];
     for (number, body) in bad {
         let (stream, server) = start();
-        let raw = Raw(Socket::new(stream));
+        let raw = Raw::new(stream);
         assert_eq!(raw.call(number, body, &[]).0, 22);
         let seen = server.seen.clone();
         let end = server.end();
@@ -154,7 +160,7 @@ fn argsz_bounds_the_reply_and_tells_what_is_needed() {
 #[test]
 fn a_client_that_does_not_say_gets_one_fd_per_message() {
     let (stream, _server) = start();
-    let raw = Raw(Socket::new(stream));
+    let raw = Raw::new(stream);
     raw.call(command::VERSION, &[0, 0, 1, 0], &[]);
     let ask = wire::RegionIoFds { argsz: 4096, ..Default::default() };
     raw.send(command::DEVICE_GET_REGION_IO_FDS, 0, ask.as_bytes(), &[]);
@@ -409,7 +415,7 @@ proptest! {
     ) {
         let (mut stream, server) = start();
         if hello {
-            let raw = Raw(Socket::new(stream.try_clone().unwrap()));
+            let raw = Raw::new(stream.try_clone().unwrap());
             raw.call(command::VERSION, HELLO, &[]);
         }
         // The server may be gone before all is written.
