@@ -10,6 +10,8 @@
 use super::allocations;
 use super::guest::{self, Guest, MEMORY};
 use anyhow::{Context, anyhow, ensure};
+use beamline_abi::pacer::{control, reg, vector};
+use beamline_abi::pci::{command, config as header};
 use beamline_abi::{Generation, Nanos, SliceId};
 use beamline_benches::report::{Gate, Row, table};
 use beamline_benches::stats::Summary;
@@ -30,11 +32,11 @@ use beamline_mdev::mediate::message::RING;
 use beamline_mdev::mediate::poster::{Poster, PosterParts};
 use beamline_mdev::mediate::worker::{Turn, Worker, WorkerParts};
 use beamline_mdev::vblank::Grid;
-use beamline_vfio_user::{Device, DmaFlags, DmaMap};
+use beamline_vfio_user::{Device, DmaFlags, DmaMap, IrqAction, IrqIndex, RegionIndex};
 use rtrb::RingBuffer;
 use std::convert::Infallible;
 use std::fmt::Write;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -150,6 +152,8 @@ struct Slice {
     worker: Worker,
     poster: Poster,
     guest: Guest,
+    /// The interrupts of its vblanks, and of its fences.
+    wires: [EventFd; 2],
     frame: u64,
     /// Its devices.
     _functions: (Pacer, VirtioGpu),
@@ -213,13 +217,24 @@ impl Bench {
         let time = self.clock.clone();
         let pacer =
             PacerConfig { slice: id, generation: Generation(0), now: Arc::new(move || time.now()) };
-        let (pacer, beat, pacer_handle) = Pacer::new(pacer).context("a pacer")?;
+        let (mut pacer, beat, pacer_handle) = Pacer::new(pacer).context("a pacer")?;
         let (mut gpu, device) = VirtioGpu::new(GpuConfig { contexts: true }).context("a vGPU")?;
         let guest = Guest::new()?;
         let flags = DmaFlags { read: true, write: true };
         let fd = Some(guest.memory().try_clone()?);
         gpu.dma_map(DmaMap { iova: 0, size: MEMORY, flags, fd, fd_offset: 0 })?;
         Guest::start(&mut |region, at, bytes| Ok(gpu.region_write(region, at, bytes)?))?;
+        // The guest listens to its vblanks and its fences.
+        let wires = [EventFd::new().context("an eventfd")?, EventFd::new().context("an eventfd")?];
+        let wired = |wire: &EventFd| -> anyhow::Result<IrqAction> {
+            Ok(IrqAction::SetEventFds(vec![wire.as_fd().try_clone_to_owned()?]))
+        };
+        pacer.set_irqs(IrqIndex::MSIX, vector::VBLANK.into(), 1, wired(&wires[0])?)?;
+        gpu.set_irqs(IrqIndex::MSIX, guest::VECTOR.into(), 1, wired(&wires[1])?)?;
+        let bits = command::MEMORY | command::BUS_MASTER;
+        pacer.region_write(RegionIndex::CONFIG, header::COMMAND.into(), &bits.to_le_bytes())?;
+        let on = control::VBLANK_ENABLE.to_le_bytes();
+        pacer.region_write(RegionIndex::bar(0), reg::CONTROL.into(), &on)?;
         let limits = SliceLimits { memory: slice.memory, max_resources: 1024 };
         let (to_dispatcher, work) = RingBuffer::new(RING);
         let (recycle, recycled) = RingBuffer::new(RING);
@@ -276,7 +291,7 @@ impl Bench {
         let taken = self.dispatcher.add(index as u16, link);
         taken.map_err(|_| anyhow!("place {index} is taken"))?;
         let functions = (pacer, gpu);
-        self.slices.push(Slice { worker, poster, guest, frame: 0, _functions: functions });
+        self.slices.push(Slice { worker, poster, guest, wires, frame: 0, _functions: functions });
         Ok(())
     }
 
@@ -304,6 +319,7 @@ impl Bench {
     fn period(&mut self, times: &mut Vec<u64>) -> anyhow::Result<u64> {
         self.clock.advance(PERIOD);
         let mut allocated = self.vblanks();
+        ensure!(self.slices.iter().all(|slice| slice.wires[0].take()), "a vblank did not come");
         for index in 0..self.slices.len() {
             let slice = &mut self.slices[index];
             slice.frame += 1;
@@ -319,7 +335,9 @@ impl Bench {
             times.push(given.checked_sub(kick).context("the job was not granted at once")?);
             self.clock.advance(JOB);
             allocated += self.fence(index);
-            ensure!(self.slices[index].guest.is_answered()?, "the frame has no fence");
+            let slice = &mut self.slices[index];
+            ensure!(slice.guest.is_answered()?, "the frame has no fence");
+            ensure!(slice.wires[1].take(), "the fence has no interrupt");
         }
         self.collect()?;
         Ok(allocated)

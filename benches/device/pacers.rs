@@ -92,7 +92,8 @@ impl Pacers {
             let (page, errors) =
                 pages.get(of).zip(errors.get_mut(of)).context("a strange slice")?;
             let at = grid(page, setup.hz, stamp.a);
-            let error = stamp.time.checked_sub(at);
+            // Its interrupt has been sent by the end of the call, and not before.
+            let error = stamp.b.checked_sub(at);
             errors.push(error.ok_or_else(|| anyhow!("vblank {} came before its time", stamp.a))?);
         }
         Ok(errors)

@@ -204,8 +204,8 @@ impl Side for Stack {
         let posted = tsc::now();
         if self.beat.vblank(vblank, None, generation) {
             let shot = Shot { slice, generation, seq: self.seq, frame };
-            ensure!(self.volley.add(&self.beat, shot).is_ok(), "there is no asynchronous I/O");
-            self.volley.send(&mut self.recorder, |_| {});
+            ensure!(self.volley.add(&mut self.beat, shot).is_ok(), "there is no asynchronous I/O");
+            self.volley.send(&mut self.recorder, |_, _| {});
         }
         self.doorbell()?;
         let woken = tsc::now();

@@ -9,7 +9,7 @@
 //! | 5 gpu | first run | end of run | GPU busy ns | – |
 //! | 6 fence | completion handled | – | [`Reason`], with [`flag::FAILED`] | – |
 //! | 7 vblank | grid time | vblank sequence | emission | – |
-//! | 8 posted | eventfd written | vblank sequence | – | – |
+//! | 8 posted | eventfd about to be signalled | vblank sequence | it is, at the latest | – |
 //! | 9 guest | guest TSC, [`flag::RAW_TSC`] | vblank sequence | – | – |
 //! | tick | grid time | vblank sequence | emission | – |
 //!
@@ -264,16 +264,18 @@ impl Stamp {
         Self { frame, b: emitted.0, ..stamp }
     }
 
-    /// Stage 8: the eventfd of vblank `seq` was written.
+    /// Stage 8: the eventfd of vblank `seq` was signalled, in a call from `began` to `ended` that may have been
+    /// for others too.
     #[must_use]
     pub fn posted(
         slice: SliceIndex,
         generation: Generation,
         frame: FrameId,
         seq: u64,
-        at: Nanos,
+        (began, ended): (Nanos, Nanos),
     ) -> Self {
-        Self { frame, ..Self::of_vblank(slice, generation, Stage::Posted, seq, at.0) }
+        let stamp = Self::of_vblank(slice, generation, Stage::Posted, seq, began.0);
+        Self { frame, b: ended.0, ..stamp }
     }
 
     /// Stage 9: the guest's marker says its handler saw vblank `seq` at `tsc`.

@@ -131,7 +131,7 @@ pub(crate) fn vblank_seen(seq: u64, delivery: u64) -> Vec<Stamp> {
     let posted = Nanos(grid.0 + 5 * US);
     vec![
         Stamp::tick(slice, generation, seq, grid, Nanos(grid.0 + 2 * US)),
-        Stamp::posted(slice, generation, FrameId::NONE, seq, posted),
+        Stamp::posted(slice, generation, FrameId::NONE, seq, (posted, posted)),
         Stamp::guest(slice, generation, seq, guest_tsc().from_host(posted.0 + delivery)),
     ]
 }

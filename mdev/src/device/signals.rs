@@ -1,10 +1,13 @@
 //! Stage 8, posted interrupt: signals eventfds of peers from a thread that serves all slices.
 //!
 //! A `write` to an eventfd waits where its counter is full and its owner has made it blocking, and both are
-//! the peer's to choose at any moment. The kernel's own `eventfd_signal` never waits. It is reached through
+//! the peer's to choose at any moment. The kernel's own `eventfd_signal` never sleeps. It is reached through
 //! asynchronous I/O: an operation with `IOCB_FLAG_RESFD` signals an eventfd when it is over, and a read of
 //! nothing from an empty memory file is over before `io_submit` returns. Measured on a virtual machine that
 //! costs about a microsecond, and less for several together; waking a thread that may be held up, 30.
+//!
+//! It walks the list of those who wait for the eventfd, though, and that list is the peer's. Whoever sends
+//! has to look how long it took: see [`beat`](crate::mediate::beat).
 #![allow(unsafe_code)] // io_setup, io_submit, io_getevents and io_destroy have no safe wrapper.
 
 use rustix::fs::MemfdFlags;
@@ -66,16 +69,16 @@ impl Signals {
         }
     }
 
-    /// Signals all that were pushed, in their order, and forgets them. `refused` is told the place of each
-    /// that the kernel did not signal: one that is no eventfd.
-    pub fn send(&mut self, mut refused: impl FnMut(usize, Errno)) {
+    /// Signals the first `count` that were pushed, in their order, and forgets them. `refused` is told the place
+    /// of each that the kernel did not signal: one that is no eventfd.
+    pub fn send(&mut self, count: usize, mut refused: impl FnMut(usize, Errno)) {
         let mut control = [(); BATCH].map(|()| operation(&self.nothing));
         let mut pointers = [ptr::null_mut::<libc::iocb>(); BATCH];
         for ((control, pointer), fd) in control.iter_mut().zip(&mut pointers).zip(&self.queue) {
             control.aio_resfd = fd.as_raw_fd() as u32;
             *pointer = ptr::from_mut(control);
         }
-        let count = self.queue.len();
+        let count = count.min(self.queue.len());
         let mut done = 0;
         while done < count {
             if self.unread + count > EVENTS {
@@ -90,7 +93,7 @@ impl Signals {
                 }
             }
         }
-        self.queue.clear();
+        self.queue.drain(..count);
     }
 
     /// At least one, or an error that is the first one's.
@@ -174,7 +177,7 @@ mod tests {
                 signals.push(Arc::clone(fd));
             }
             assert_eq!(signals.room(), 0);
-            signals.send(|at, errno| panic!("{at}: {errno}"));
+            signals.send(BATCH, |at, errno| panic!("{at}: {errno}"));
             assert!(wires.iter().all(|fd| count(fd) == 1));
         }
     }
@@ -188,7 +191,7 @@ mod tests {
             signals.push(Arc::clone(fd));
         }
         let mut refused = vec![];
-        signals.send(|at, errno| refused.push((at, errno)));
+        signals.send(BATCH, |at, errno| refused.push((at, errno)));
         assert_eq!(refused, [(1, Errno::INVAL)]);
         assert_eq!((count(&first), count(&last)), (1, 1));
     }
@@ -202,7 +205,7 @@ mod tests {
             rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
             let mut signals = Signals::new().unwrap();
             signals.push(full);
-            signals.send(|at, errno| panic!("{at}: {errno}"));
+            signals.send(BATCH, |at, errno| panic!("{at}: {errno}"));
             tell.send(()).unwrap();
         });
         told.recv_timeout(Duration::from_secs(20)).expect("the signal waits for the peer");

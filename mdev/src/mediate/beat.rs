@@ -1,9 +1,13 @@
 //! Stages 7 and 8: what a guest gets at a vblank, from the dispatcher's own thread: the timing page and the
 //! interrupt. Waking another thread for it would cost more than all the rest.
 //!
-//! [`Beat`] is one slice's. [`Volley`] signals the vblanks that are due together by one call, which no peer
-//! can hold up. What a vblank brings besides, markers and answers that waited for it, is the poster's: it is
-//! woken where there is any of it ([`Gap`]).
+//! [`Beat`] is one slice's. [`Volley`] signals the vblanks that are due together by one call. What a vblank
+//! brings besides, answers that waited for it, is the poster's, which is woken where there is any ([`Gap`]),
+//! and now and then for the guest's markers.
+//!
+//! No peer can make the call sleep, but one can make it long, by having very many threads wait for its
+//! eventfd. So the call is timed ([`Lane`]): a slice that made it long has its interrupts sent by its poster,
+//! each time twice as long as the time before.
 
 use crate::device::pacer::PacerBeat;
 use crate::device::signals::{BATCH, Signals};
@@ -15,6 +19,21 @@ use beamline_latency::stamp::{SliceIndex, Stamp};
 use beamline_sched::{Contract, Vblank};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+/// A volley, and a signal by itself, that took longer than this was held up.
+const SLOW: Nanos = Nanos::from_micros(200);
+/// A signal by itself that takes longer than this is unusual.
+const UNUSUAL: Nanos = Nanos::from_micros(50);
+/// Unusual signals before a slice's poster has to send them.
+const STRIKES: u8 = 4;
+/// Vblanks that are signalled by themselves after a volley was slow: enough to find whose fault it was.
+const ALONE: u16 = 64;
+/// Vblanks that the poster signals at first.
+const AWAY: u32 = 1024;
+/// How often that may double.
+const MAX_TURNS: u8 = 16;
+/// Vblanks between two times that the poster is woken for markers; it takes them whenever it is awake.
+const MARKERS: u64 = 64;
 
 /// What a beat is made of.
 pub struct BeatParts {
@@ -36,6 +55,7 @@ pub struct Beat {
     /// Resets of the pacer that were followed.
     resets: u32,
     gap: Arc<Gap>,
+    lane: Lane,
 }
 
 impl Beat {
@@ -44,7 +64,14 @@ impl Beat {
         let page = blank(&parts);
         parts.pacer.publish(&page);
         let resets = parts.pacer.shared().resets();
-        Self { parts, page, generation: Generation(0), resets, gap: Arc::default() }
+        Self {
+            parts,
+            page,
+            generation: Generation(0),
+            resets,
+            gap: Arc::default(),
+            lane: Lane::default(),
+        }
     }
 
     /// What the slice's poster has to know of its vblanks.
@@ -93,9 +120,15 @@ impl Beat {
         self.parts.pacer.publish(&self.page);
     }
 
-    /// Whether this vblank has work for the poster.
-    pub fn stirs_poster(&self) -> bool {
-        self.gap.is_held() || self.parts.pacer.has_markers()
+    /// Whether vblank `seq` has work for the poster.
+    pub fn stirs_poster(&self, seq: u64) -> bool {
+        self.gap.is_held()
+            || (seq.is_multiple_of(MARKERS) && self.parts.pacer.shared().vblank_enabled())
+    }
+
+    /// Takes into account how its interrupt went.
+    pub fn judge(&mut self, sent: Sent) {
+        self.lane.judge(sent);
     }
 
     /// A guest that comes next finds nothing of the one before it.
@@ -119,6 +152,52 @@ fn blank(parts: &BeatParts) -> TimingPage {
         late_latch: contract.late_latch.map_or(Nanos::ZERO, |l| l.window),
         ..TimingPage::default()
     }
+}
+
+/// Who sends a slice's interrupts.
+#[derive(Debug, Default)]
+struct Lane {
+    /// Vblanks that are still signalled by themselves.
+    alone: u16,
+    /// Unusual ones among those.
+    strikes: u8,
+    /// Vblanks that are still the poster's.
+    away: u32,
+    /// How often it was sent away.
+    turns: u8,
+}
+
+impl Lane {
+    fn judge(&mut self, sent: Sent) {
+        match sent {
+            Sent::Together(took) => {
+                if took > SLOW {
+                    (self.alone, self.strikes) = (ALONE, 0);
+                }
+            }
+            Sent::Alone(took) => {
+                self.alone = self.alone.saturating_sub(1);
+                self.strikes += u8::from(took > UNUSUAL);
+                if took > SLOW || self.strikes >= STRIKES {
+                    (self.alone, self.strikes) = (0, 0);
+                    self.away = AWAY << self.turns;
+                    self.turns = (self.turns + 1).min(MAX_TURNS);
+                }
+            }
+            Sent::Refused => {}
+        }
+    }
+}
+
+/// What became of a vblank's interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// It went with others, which took this long together.
+    Together(Nanos),
+    /// It went by itself.
+    Alone(Nanos),
+    /// It did not go: its poster has to send it.
+    Refused,
 }
 
 /// What lets the dispatcher leave a poster asleep: it says which vblank was the latest, and the poster whether
@@ -167,7 +246,8 @@ pub struct Shot {
 /// The interrupts of vblanks that are due together.
 pub struct Volley {
     signals: Option<Signals>,
-    shots: Vec<Shot>,
+    /// Each, and whether it goes by itself.
+    shots: Vec<(Shot, bool)>,
     clock: Arc<dyn Clock>,
 }
 
@@ -178,12 +258,17 @@ impl Volley {
     }
 
     /// Takes a vblank that the guest of `beat` wants. What is not taken the poster has to signal.
-    pub fn add(&mut self, beat: &Beat, shot: Shot) -> Result<(), Shot> {
+    pub fn add(&mut self, beat: &mut Beat, shot: Shot) -> Result<(), Shot> {
         let Some(signals) = &mut self.signals else { return Err(shot) };
+        let lane = &mut beat.lane;
+        if lane.away > 0 {
+            lane.away -= 1;
+            return Err(shot);
+        }
         // Where nobody listens there is nothing to do.
         if let Some(wire) = beat.parts.pacer.vblank_wire() {
             signals.push(wire);
-            self.shots.push(shot);
+            self.shots.push((shot, lane.alone > 0));
         }
         Ok(())
     }
@@ -193,22 +278,29 @@ impl Volley {
         self.shots.len() >= BATCH
     }
 
-    /// Sends all interrupts; the poster has to send those that are `refused`.
-    pub fn send(&mut self, recorder: &mut Recorder, mut refused: impl FnMut(Shot)) {
+    /// Sends all interrupts. `told` is told of each; [`Beat::judge`] wants to know.
+    pub fn send(&mut self, recorder: &mut Recorder, mut told: impl FnMut(Shot, Sent)) {
         let Some(signals) = self.signals.as_mut().filter(|_| !self.shots.is_empty()) else {
             return;
         };
-        let at = self.clock.now();
-        let mut failed = [false; BATCH];
-        signals.send(|place, _| failed[place] = true);
-        for (shot, failed) in self.shots.drain(..).zip(failed) {
-            if failed {
-                refused(shot);
-            } else {
-                let Shot { slice, generation, seq, frame } = shot;
-                recorder.record(Stamp::posted(slice, generation, frame, seq, at));
+        let mut began = self.clock.now();
+        for part in self.shots.chunk_by(|(_, before), (_, next)| !before && !next) {
+            let mut failed = [false; BATCH];
+            signals.send(part.len(), |place, _| failed[place] = true);
+            let ended = self.clock.now();
+            let (times, took) = ((began, ended), ended.saturating_sub(began));
+            began = ended;
+            for ((shot, alone), failed) in part.iter().zip(failed) {
+                let Shot { slice, generation, seq, frame } = *shot;
+                if failed {
+                    told(*shot, Sent::Refused);
+                    continue;
+                }
+                recorder.record(Stamp::posted(slice, generation, frame, seq, times));
+                told(*shot, if *alone { Sent::Alone(took) } else { Sent::Together(took) });
             }
         }
+        self.shots.clear();
     }
 }
 

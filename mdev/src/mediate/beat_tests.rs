@@ -76,9 +76,9 @@ fn a_vblank_is_on_the_page_before_its_interrupt() {
     let seen = page(&mut pacer);
     assert_eq!((seen.vblank_seq, seen.next_vblank, seen.presented), (5, Nanos(6000), FrameId(9)));
     assert_eq!(seen.deadline, Nanos(5000 + contract().deadline.0));
-    assert_eq!(volley.add(&beat, shot(5)), Ok(()));
+    assert_eq!(volley.add(&mut beat, shot(5)), Ok(()));
     assert!(!wire.take(), "not before it is sent");
-    volley.send(&mut recorder, |shot| panic!("{shot:?}"));
+    volley.send(&mut recorder, |_, sent| assert_eq!(sent, Sent::Together(Nanos(0))));
     assert!(wire.take());
     let mut stamps = vec![];
     let taken: Result<u64, Infallible> = collector.drain(|stamp| {
@@ -106,8 +106,8 @@ fn a_reset_leaves_a_blank_page_and_no_interrupts() {
     let mut volley = Volley::new(Some(Signals::new().unwrap()), Arc::new(FakeClock::new(Nanos(0))));
     let mut collector = Collector::new();
     assert!(beat.vblank(vblank(7), None, Generation(1)));
-    assert_eq!(volley.add(&beat, shot(7)), Ok(()));
-    volley.send(&mut collector.registry().recorder(16), |shot| panic!("{shot:?}"));
+    assert_eq!(volley.add(&mut beat, shot(7)), Ok(()));
+    volley.send(&mut collector.registry().recorder(16), |shot, _| panic!("{shot:?}"));
     assert!(!wire.take());
     let none: Result<u64, Infallible> = collector.drain(|_| Ok(()));
     assert_eq!((none, page(&mut pacer).vblank_seq), (Ok(0), 7));
@@ -116,14 +116,16 @@ fn a_reset_leaves_a_blank_page_and_no_interrupts() {
 /// A volley takes more vblanks than one call to the system does.
 #[test]
 fn a_full_volley_is_sent_whole() {
-    let guests: Vec<_> = (0..BATCH).map(|_| guest()).collect();
+    let mut guests: Vec<_> = (0..BATCH).map(|_| guest()).collect();
     let mut volley = Volley::new(Some(Signals::new().unwrap()), Arc::new(FakeClock::new(Nanos(0))));
-    for (_, beat, ..) in &guests {
+    for (_, beat, ..) in &mut guests {
         assert!(!volley.is_full());
         assert_eq!(volley.add(beat, shot(1)), Ok(()));
     }
     assert!(volley.is_full());
-    volley.send(&mut Recorder::off(), |shot| panic!("{shot:?}"));
+    let mut sent = 0;
+    volley.send(&mut Recorder::off(), |_, _| sent += 1);
+    assert_eq!(sent, BATCH);
     assert!(!volley.is_full() && guests.iter().all(|(.., wire)| wire.take()));
 }
 
@@ -133,7 +135,7 @@ fn without_signals_the_poster_sends_the_interrupt() {
     let (_pacer, mut beat, handle, wire) = guest();
     let mut volley = Volley::new(None, Arc::new(FakeClock::new(Nanos(0))));
     assert!(beat.vblank(vblank(1), None, Generation(1)));
-    assert_eq!(volley.add(&beat, shot(1)), Err(shot(1)));
+    assert_eq!(volley.add(&mut beat, shot(1)), Err(shot(1)));
     let (mut post, posts) = RingBuffer::new(RING);
     let (_answers, answers) = RingBuffer::new(RING);
     let mut poster = Poster::new(PosterParts {
@@ -154,5 +156,45 @@ fn without_signals_the_poster_sends_the_interrupt() {
     assert!(!wire.take(), "the dispatcher has sent it");
     post.push(Post::Vblank { shot: shot(2), signal: true }).unwrap();
     poster.step();
+    assert!(wire.take());
+}
+
+/// One whose interrupts take long is found among those it is sent with, and goes to its poster, each time for
+/// longer; the others stay.
+#[test]
+fn a_slow_eventfd_is_left_to_its_poster() {
+    let (mut good, mut bad) = (Lane::default(), Lane::default());
+    let mut slow = 0;
+    for turn in 0..3 {
+        for lane in [&mut good, &mut bad] {
+            lane.judge(Sent::Together(Nanos::from_millis(5)));
+        }
+        while good.alone > 0 {
+            good.judge(Sent::Alone(Nanos::from_micros(2)));
+        }
+        while bad.away == 0 {
+            bad.judge(Sent::Alone(Nanos::from_micros(60)));
+            slow += 1;
+        }
+        assert_eq!((good.away, bad.away, bad.alone), (0, AWAY << turn, 0));
+        bad.away = 0;
+    }
+    assert_eq!(slow, 3 * u32::from(STRIKES));
+    // Far longer than any vblank has to take: once is enough.
+    bad.judge(Sent::Together(SLOW + Nanos(1)));
+    bad.judge(Sent::Alone(SLOW + Nanos(1)));
+    assert_eq!(bad.away, AWAY << 3);
+}
+
+#[test]
+fn a_slice_that_was_sent_away_comes_back() {
+    let (_pacer, mut beat, _handle, wire) = guest();
+    let mut volley = Volley::new(Some(Signals::new().unwrap()), Arc::new(FakeClock::new(Nanos(0))));
+    beat.judge(Sent::Alone(Nanos::from_millis(1)));
+    for seq in 0..u64::from(AWAY) {
+        assert_eq!(volley.add(&mut beat, shot(seq)), Err(shot(seq)));
+    }
+    assert_eq!(volley.add(&mut beat, shot(7)), Ok(()));
+    volley.send(&mut Recorder::off(), |_, _| {});
     assert!(wire.take());
 }

@@ -10,7 +10,7 @@ mod outgo;
 
 pub use live::{Change, Way};
 
-use super::beat::{Beat, Shot, Volley};
+use super::beat::{Beat, Sent, Shot, Volley};
 use super::fence::Slab;
 use super::frames::Frames;
 use super::job::{Job, Validated};
@@ -383,21 +383,27 @@ impl Dispatcher {
         let frame = presented.unwrap_or(FrameId::NONE);
         let shot = Shot { slice: SliceIndex(index as u16), generation, seq: vblank.seq, frame };
         let signal = wanted && self.volley.add(beat, shot).is_err();
-        if signal || beat.stirs_poster() {
+        if signal || beat.stirs_poster(vblank.seq) {
             self.post(index, Post::Vblank { shot, signal });
         }
     }
 
     fn send_interrupts(&mut self) {
-        let mut left = [None; BATCH];
-        let mut places = left.iter_mut();
-        self.volley.send(&mut self.recorder, |shot| {
+        let mut all = [None; BATCH];
+        let mut places = all.iter_mut();
+        self.volley.send(&mut self.recorder, |shot, sent| {
             if let Some(place) = places.next() {
-                *place = Some(shot);
+                *place = Some((shot, sent));
             }
         });
-        for shot in left.into_iter().flatten() {
-            self.post(usize::from(shot.slice.0), Post::Vblank { shot, signal: true });
+        for (shot, sent) in all.into_iter().flatten() {
+            let index = usize::from(shot.slice.0);
+            if sent == Sent::Refused {
+                self.post(index, Post::Vblank { shot, signal: true });
+            }
+            if let Some(slice) = self.slice_mut(index) {
+                slice.link.beat.judge(sent);
+            }
         }
     }
 

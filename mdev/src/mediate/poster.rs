@@ -61,7 +61,6 @@ pub struct Poster {
     epoch: u64,
     /// Answers that wait for a vblank.
     hold: Hold,
-    generation: Generation,
     /// Resets of the pacer that were followed.
     resets: u32,
     /// Answers were written that the guest wants an interrupt for, by queue.
@@ -78,7 +77,6 @@ impl Poster {
             queues: [None, None],
             epoch: 0,
             hold: Hold::default(),
-            generation: Generation(0),
             resets: 0,
             interrupt: [false; QUEUES as usize],
         }
@@ -131,6 +129,7 @@ impl Poster {
         }
         self.release_held();
         self.flush();
+        self.markers();
         for vector in self.parts.pacer.shared().take_notices() {
             // The register that it is about says the same to a guest that nobody can interrupt.
             let _ = self.parts.pacer.signal(vector);
@@ -228,20 +227,19 @@ impl Poster {
 
     fn vblank(&mut self, shot: Shot, signal: bool) {
         let Shot { slice, generation, seq, frame } = shot;
-        self.generation = generation;
         if signal {
-            let at = self.parts.clock.now();
+            let began = self.parts.clock.now();
             if self.parts.pacer.signal(vector::VBLANK) == Ok(true) {
-                self.parts.recorder.record(Stamp::posted(slice, generation, frame, seq, at));
+                let times = (began, self.parts.clock.now());
+                self.parts.recorder.record(Stamp::posted(slice, generation, frame, seq, times));
             }
         }
-        self.markers();
     }
 
-    /// What the guest stamped since the last vblank.
+    /// What the guest has stamped since.
     fn markers(&mut self) {
         let PosterParts { index, pacer, recorder, .. } = &mut self.parts;
-        let generation = self.generation;
+        let generation = pacer.shared().generation();
         pacer.markers().drain(|kind, marker| {
             recorder.record(match kind {
                 MarkerKind::Submit => {

@@ -45,11 +45,6 @@ impl MarkerRing {
         self.gate.resume();
     }
 
-    /// Whether the producer's index is another than the consumer's.
-    pub(super) fn has_markers(&self) -> bool {
-        self.u32(MARKER_HEAD) != self.tail.load(Ordering::Relaxed)
-    }
-
     pub(super) fn read(&self, offset: u64, data: &mut [u8]) {
         read_shared(&self.mapping, offset, data);
     }

@@ -166,11 +166,11 @@ impl PacerShared {
     }
 }
 
-/// The dispatcher's side of a pacer: nothing in it waits for the guest or its VMM.
+/// The dispatcher's side of a pacer: nothing in it waits for the guest or its VMM. The marker ring is not in it:
+/// whoever holds its descriptor can make a look at it wait.
 pub struct PacerBeat {
     shared: Arc<PacerShared>,
     timing: TimingWriter,
-    ring: Arc<MarkerRing>,
     irqs: Arc<IrqTable>,
 }
 
@@ -183,11 +183,6 @@ impl PacerBeat {
     /// The eventfd of [`pacer::vector::VBLANK`], where somebody listens.
     pub fn vblank_wire(&self) -> Option<Arc<OwnedFd>> {
         self.irqs.wired(pacer::vector::VBLANK)
-    }
-
-    /// Whether the guest has left markers.
-    pub fn has_markers(&self) -> bool {
-        self.ring.has_markers()
     }
 
     /// What other threads may know and set.
@@ -286,7 +281,6 @@ impl Pacer {
         let beat = PacerBeat {
             shared: Arc::clone(&shared),
             timing: writer,
-            ring: Arc::clone(&ring),
             irqs: Arc::clone(&function.irqs),
         };
         let handle = PacerHandle {

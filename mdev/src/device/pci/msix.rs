@@ -10,8 +10,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Retired eventfds that may wait for their last user.
+const MAX_RETIRED: usize = 8;
 
 /// Why an interrupt was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +41,9 @@ pub enum IrqError {
 #[derive(Debug)]
 pub struct IrqTable {
     slots: Box<[ArcSwapOption<OwnedFd>]>,
+    /// Eventfds that are not wired any more and that another thread may still be signalling. Only the thread
+    /// that serves the peer looks here.
+    retired: Mutex<Vec<Arc<OwnedFd>>>,
     /// Follows the command register's bus-master bit: without it a function sends no MSIs.
     enabled: AtomicBool,
 }
@@ -47,6 +53,7 @@ impl IrqTable {
     pub fn new(vectors: u16) -> Self {
         Self {
             slots: (0..vectors).map(|_| ArcSwapOption::empty()).collect(),
+            retired: Mutex::default(),
             enabled: AtomicBool::new(false),
         }
     }
@@ -77,8 +84,8 @@ impl IrqTable {
         }
     }
 
-    /// The eventfd of a vector, where interrupts are on and somebody listens to it. Closing the last copy
-    /// takes no time to speak of: it is an eventfd.
+    /// The eventfd of a vector, where interrupts are on and somebody listens to it. Dropping it closes
+    /// nothing: a peer can make that last, and the thread that serves it does it.
     pub fn wired(&self, vector: u16) -> Option<Arc<OwnedFd>> {
         let slot = self.slots.get(usize::from(vector))?;
         if self.enabled.load(Ordering::Acquire) { slot.load_full() } else { None }
@@ -94,7 +101,24 @@ impl IrqTable {
         for slot in &self.slots {
             if let Some(fd) = slot.swap(None) {
                 empty(&fd);
+                self.retire(fd);
             }
+        }
+    }
+
+    /// Closes an eventfd once nobody is signalling it: now, or when the next one is retired.
+    fn retire(&self, fd: Arc<OwnedFd>) {
+        // A panic while it was held has left a list that is as good as any.
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.push(fd);
+        loop {
+            // It is in no slot any more, so nobody can come to hold it who does not yet.
+            retired.retain(|fd| Arc::strong_count(fd) > 1);
+            if retired.len() <= MAX_RETIRED {
+                return;
+            }
+            // A signal takes microseconds; the peer that rewires so fast waits.
+            std::thread::yield_now();
         }
     }
 
@@ -119,11 +143,17 @@ impl IrqTable {
                 fds.iter().try_for_each(check_eventfd)?;
                 for (slot, fd) in slots.iter().zip(fds) {
                     set_nonblocking(&fd)?;
-                    slot.store(Some(Arc::new(fd)));
+                    if let Some(old) = slot.swap(Some(Arc::new(fd))) {
+                        self.retire(old);
+                    }
                 }
             }
             IrqAction::Clear if count == 0 => self.clear(),
-            IrqAction::Clear => slots.iter().for_each(|slot| slot.store(None)),
+            IrqAction::Clear => {
+                for old in slots.iter().filter_map(|slot| slot.swap(None)) {
+                    self.retire(old);
+                }
+            }
             IrqAction::Trigger => {
                 for vector in start..end {
                     self.signal(vector as u16).map_err(|e| DeviceError::Invalid(e.to_string()))?;

@@ -1,8 +1,10 @@
 use super::bar::BarKind;
 use super::*;
 use crate::device::eventfd::EventFd;
+use crate::memory::sealed_memfd;
 use beamline_abi::pci::{capability, msix as layout};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 fn function() -> Function {
     let identity = Identity {
@@ -150,6 +152,34 @@ fn a_full_eventfd_is_a_pending_interrupt() {
     table.set(0, 1, IrqAction::SetEventFds(vec![fd])).unwrap();
     table.set_enabled(true);
     assert_eq!(table.signal(0), Ok(true));
+}
+
+/// A peer can make the last close of an eventfd wait: whoever signals it must not be the one.
+#[test]
+fn who_signals_never_closes() {
+    let table = IrqTable::new(1);
+    table.set_enabled(true);
+    let wire = || {
+        let fd = EventFd::new().unwrap().as_fd().try_clone_to_owned().unwrap();
+        IrqAction::SetEventFds(vec![fd])
+    };
+    table.set(0, 1, wire()).unwrap();
+    let held = table.wired(0).unwrap();
+    let watch = Arc::downgrade(&held);
+    table.set(0, 1, wire()).unwrap();
+    drop(held);
+    assert_eq!(watch.strong_count(), 1, "it is still open");
+    table.set(0, 1, IrqAction::Clear).unwrap();
+    assert_eq!(watch.strong_count(), 0, "closed by the next one who rewires");
+    assert!(table.wired(0).is_none());
+}
+
+#[test]
+fn an_interrupt_takes_an_eventfd_only() {
+    let table = IrqTable::new(1);
+    let file = sealed_memfd("no eventfd", 4096, rustix::fs::SealFlags::empty()).unwrap();
+    let error = table.set(0, 1, IrqAction::SetEventFds(vec![file])).unwrap_err();
+    assert!(error.to_string().contains("no eventfd") && error.to_string().contains("has to be"));
 }
 
 #[test]

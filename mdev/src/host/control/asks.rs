@@ -91,8 +91,14 @@ impl Controller {
         }
         let now = self.workshop.clock.now();
         let places = state.slices.iter().enumerate();
-        let due = places.filter_map(|(index, entry)| Some((entry.as_ref()?.ask_due()?, index)));
-        let (at, index) = due.min()?;
+        let due = places.filter_map(|(index, entry)| {
+            let entry = entry.as_ref()?;
+            let at = entry.ask_due()?;
+            // Of those that are due, the one that has waited longest: nobody is passed over for ever.
+            let until = entry.asked.in_hand.as_ref().map_or(Nanos::MAX, |hand| hand.until);
+            Some((at.max(now), until, index))
+        });
+        let (at, _, index) = due.min()?;
         if at > now {
             return Some(at);
         }

@@ -236,7 +236,7 @@ impl Rig {
         let vblank = Vblank { seq: 1, time: self.now, next: Nanos(u64::MAX) };
         let (slice, generation) = (SliceIndex(0), Generation(0));
         self.beat.vblank(vblank, None, generation);
-        if self.beat.stirs_poster() {
+        if self.beat.stirs_poster(1) {
             let shot = Shot { slice, generation, seq: 1, frame: FrameId::NONE };
             self.posts.push(Post::Vblank { shot, signal: false }).unwrap();
         }
