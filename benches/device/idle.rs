@@ -5,7 +5,7 @@ use anyhow::Context;
 use beamline_benches::report::{Gate, Row};
 use std::time::{Duration, Instant};
 
-const SETUP: Setup = Setup { slices: 64, hz: 60, prompt: false };
+const SETUP: Setup = Setup { slices: 64, hz: 60, prompt: false, stamps: false };
 const SECONDS: u64 = 15;
 /// Most of one core, %, for all of them.
 const CPU: f64 = 3.0;
@@ -14,7 +14,7 @@ const MEMORY: f64 = 2.0;
 
 /// Gates; there are no distributions here.
 pub(super) fn measure() -> anyhow::Result<(Vec<Row>, Vec<Gate>)> {
-    // What the first slice brings once, its stamps' log among it, is no other's.
+    // What the first slice brings once is no other's.
     let one = Pacers::start(Setup { slices: 1, ..SETUP })?;
     let before = resident()?;
     let many = Pacers::start(SETUP)?;

@@ -26,6 +26,8 @@ pub(super) struct Setup {
     pub(super) hz: u64,
     /// Keep the CPUs awake and take real-time priority, as a host that serves guests does.
     pub(super) prompt: bool,
+    /// Log what happens when, as a host does where its configuration says so.
+    pub(super) stamps: bool,
 }
 
 /// One guest's VMM, as far as the pacer needs it.
@@ -46,11 +48,14 @@ pub(super) struct Pacers {
 impl Pacers {
     pub(super) fn start(setup: Setup) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir().context("a folder for the sockets")?;
-        let Setup { slices, hz, prompt } = setup;
+        let Setup { slices, hz, prompt, stamps } = setup;
         let mut text = format!(
             "run_dir = \"run\"\n[gpu]\nbackend = \"model\"\n\
-             [cpus]\nkeep_awake = {prompt}\nrealtime = {prompt}\n[output]\nstamps = \"stamps.bin\"\n"
+             [cpus]\nkeep_awake = {prompt}\nrealtime = {prompt}\n"
         );
+        if stamps {
+            text.push_str("[output]\nstamps = \"stamps.bin\"\n");
+        }
         for n in 0..slices {
             // Writing to a String cannot fail.
             let _ = write!(
@@ -84,6 +89,9 @@ impl Pacers {
         drop(self.attached);
         let drained = self.host.drain();
         ensure!(drained.problems.is_empty(), "{}", drained.problems.join("; "));
+        if !setup.stamps {
+            return Ok(Vec::new());
+        }
         let log = Log::read(&self.stamps).context("the host's stamps")?;
         ensure!(log.dropped == 0, "{} stamps were dropped", log.dropped);
         let mut errors = vec![Vec::new(); setup.slices];

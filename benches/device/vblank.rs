@@ -15,11 +15,11 @@ use std::time::Duration;
 /// One host, fast enough for many vblanks in little time; one that is full; and that one while its first slice
 /// floods it, whose own vblanks are not counted then. Seconds, and whether it floods.
 const RUNS: [(&str, Setup, u64, bool); 3] = [
-    ("1 pacer at 500 Hz", Setup { slices: 1, hz: 500, prompt: true }, 22, false),
+    ("1 pacer at 500 Hz", Setup { slices: 1, hz: 500, prompt: true, stamps: true }, 22, false),
     ("64 pacers at 60 Hz", FULL, 15, false),
     ("63 pacers at 60 Hz, a 64th floods", FULL, 15, true),
 ];
-const FULL: Setup = Setup { slices: 64, hz: 60, prompt: true };
+const FULL: Setup = Setup { slices: 64, hz: 60, prompt: true, stamps: true };
 /// p99 at most this times that of the bare loop.
 const LIMIT: f64 = 1.5;
 /// Drift at most, parts per million.

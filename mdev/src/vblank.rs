@@ -130,10 +130,17 @@ impl Grid {
     /// The vblank that is due at `now`, if one is, and how many before it were missed. A host that was
     /// held up emits only the latest: a guest cannot use a vblank that is already over.
     pub fn due(&mut self, now: Nanos) -> Option<Due> {
-        if self.next_time() > now {
+        let first = self.next;
+        let time = self.time(first);
+        if time > now {
             return None;
         }
-        let first = self.next;
+        let next = self.time(first + 1);
+        if next > now {
+            // As it is nearly always.
+            self.next = first + 1;
+            return Some(Due { vblank: Vblank { seq: first, time, next }, skipped: 0 });
+        }
         self.skip_to(now);
         let seq = self.next - 1;
         Some(Due {

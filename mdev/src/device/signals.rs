@@ -10,17 +10,17 @@
 //! has to look how long it took: see [`beat`](crate::mediate::beat).
 #![allow(unsafe_code)] // io_setup, io_submit, io_getevents and io_destroy have no safe wrapper.
 
-use rustix::fs::MemfdFlags;
+use rustix::fs::{MemfdFlags, OFlags};
 use rustix::io::Errno;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::ptr;
 use std::sync::Arc;
 
-/// Eventfds that are signalled with one call at most.
-pub const BATCH: usize = 8;
+/// Eventfds that are signalled with one call at most: few, so that the first does not wait for the last.
+pub const BATCH: usize = 4;
 /// Operations that the kernel remembers until their ends are taken. It rounds up.
-const EVENTS: usize = 4 * BATCH;
+const EVENTS: usize = 32;
 const IOCB_CMD_PREAD: u16 = 0;
 const IOCB_FLAG_RESFD: u32 = 1 << 0;
 
@@ -47,6 +47,8 @@ impl Signals {
     /// Fails where the system has no asynchronous I/O left (`fs.aio-max-nr`) or was built without.
     pub fn new() -> io::Result<Self> {
         let nothing = rustix::fs::memfd_create("beamline-nothing", MemfdFlags::CLOEXEC)?;
+        // Reads need not be noted; they are where that is refused.
+        let _ = rustix::fs::fcntl_setfl(&nothing, OFlags::RDWR | OFlags::NOATIME);
         let mut context: libc::c_ulong = 0;
         // SAFETY: `context` is a valid place for the result and 0, as io_setup(2) asks.
         let result =

@@ -20,11 +20,13 @@ use beamline_sched::{Contract, Vblank};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// A volley, and a signal by itself, that took longer than this was held up.
+/// A volley that took longer than this was held up.
 const SLOW: Nanos = Nanos::from_micros(200);
-/// A signal by itself that takes longer than this is unusual.
-const UNUSUAL: Nanos = Nanos::from_micros(50);
-/// Unusual signals before a slice's poster has to send them.
+/// Signals by themselves that take longer than these count: a machine that is held up for a moment can make
+/// one or two of them slow.
+const STRIKE: [(Nanos, u8); 3] =
+    [(Nanos::from_millis(2), 4), (Nanos::from_micros(200), 2), (Nanos::from_micros(50), 1)];
+/// So much of that and a slice's poster has to send them.
 const STRIKES: u8 = 4;
 /// Vblanks that are signalled by themselves after a volley was slow: enough to find whose fault it was.
 const ALONE: u16 = 64;
@@ -159,7 +161,7 @@ fn blank(parts: &BeatParts) -> TimingPage {
 struct Lane {
     /// Vblanks that are still signalled by themselves.
     alone: u16,
-    /// Unusual ones among those.
+    /// What counted among those.
     strikes: u8,
     /// Vblanks that are still the poster's.
     away: u32,
@@ -177,8 +179,9 @@ impl Lane {
             }
             Sent::Alone(took) => {
                 self.alone = self.alone.saturating_sub(1);
-                self.strikes += u8::from(took > UNUSUAL);
-                if took > SLOW || self.strikes >= STRIKES {
+                let strike = STRIKE.iter().find(|(bound, _)| took > *bound);
+                self.strikes += strike.map_or(0, |(_, count)| *count);
+                if self.strikes >= STRIKES {
                     (self.alone, self.strikes) = (0, 0);
                     self.away = AWAY << self.turns;
                     self.turns = (self.turns + 1).min(MAX_TURNS);

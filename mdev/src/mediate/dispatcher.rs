@@ -340,7 +340,9 @@ impl Dispatcher {
         let Some(due) = slice.link.grid.due(now) else { return };
         let (seq, time) = (due.vblank.seq, due.vblank.time);
         let before = std::mem::replace(&mut slice.vblank, seq);
-        slice.link.counters.skipped_vblanks.fetch_add(due.skipped, Ordering::Relaxed);
+        if due.skipped > 0 {
+            slice.link.counters.skipped_vblanks.fetch_add(due.skipped, Ordering::Relaxed);
+        }
         let (name, generation) = (SliceIndex(index as u16), slice.key.generation);
         let shown = slice.frames.show(time);
         let (life, grid, deadline) = (slice.life, slice.link.grid, slice.link.contract.deadline);
