@@ -23,17 +23,13 @@ use beamline_mdev::device::eventfd::EventFd;
 use beamline_mdev::device::pacer::{Pacer, PacerConfig};
 use beamline_mdev::device::signals::Signals;
 use beamline_mdev::device::virtio::gpu::{GpuConfig, VirtioGpu};
-use beamline_mdev::host::display_settings;
-use beamline_mdev::mediate::beat::{Beat, BeatParts, Volley};
-use beamline_mdev::mediate::dispatcher::{Dispatcher, SliceCounters, SliceLink};
-use beamline_mdev::mediate::display::Display;
+use beamline_mdev::mediate::beat::Volley;
+use beamline_mdev::mediate::dispatcher::Dispatcher;
 use beamline_mdev::mediate::job::Grant;
-use beamline_mdev::mediate::message::RING;
-use beamline_mdev::mediate::poster::{Poster, PosterParts};
-use beamline_mdev::mediate::worker::{Turn, Worker, WorkerParts};
-use beamline_mdev::vblank::Grid;
+use beamline_mdev::mediate::joint::{self, Joint, JointParts};
+use beamline_mdev::mediate::poster::Poster;
+use beamline_mdev::mediate::worker::{Turn, Worker};
 use beamline_vfio_user::{Device, DmaFlags, DmaMap, IrqAction, IrqIndex, RegionIndex};
-use rtrb::RingBuffer;
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -235,59 +231,24 @@ impl Bench {
         pacer.region_write(RegionIndex::CONFIG, header::COMMAND.into(), &bits.to_le_bytes())?;
         let on = control::VBLANK_ENABLE.to_le_bytes();
         pacer.region_write(RegionIndex::bar(0), reg::CONTROL.into(), &on)?;
-        let limits = SliceLimits { memory: slice.memory, max_resources: 1024 };
-        let (to_dispatcher, work) = RingBuffer::new(RING);
-        let (recycle, recycled) = RingBuffer::new(RING);
-        let (post, posts) = RingBuffer::new(RING);
-        let (to_poster, answers) = RingBuffer::new(4 * RING);
-        let poster_wake = EventFd::new().context("an eventfd")?;
-        let counters = Arc::new(SliceCounters::default());
         let registry = self.collector.registry();
-        let name = SliceIndex(index as u16);
-        let (contract, phase) = (slice.contract, Nanos::ZERO);
-        let beat = Beat::new(BeatParts { contract, phase, pacer: beat, tsc: None });
-        let gap = beat.gap();
-        let link = SliceLink {
-            contract,
-            grid: Grid::new(BEGIN, Nanos::ZERO, slice.contract.period, self.clock.now()),
-            generation: Generation(0),
-            limits,
-            memory: Arc::clone(device.memory()),
-            beat,
-            work,
-            recycle,
-            post,
-            poster: poster_wake.clone(),
-            counters: Arc::clone(&counters),
-        };
-        let worker = Worker::new(WorkerParts {
-            index: name,
-            device,
-            pacer: Arc::clone(pacer_handle.shared()),
-            generation: Generation(0),
-            limits,
-            display: Display::new(display_settings(slice)),
-            work: to_dispatcher,
-            recycle: recycled,
-            answers: to_poster,
-            dispatcher: self.wake.clone(),
-            poster: poster_wake,
-            counters,
-            recorder: registry.recorder(1 << 12),
-        });
-        let poster = Poster::new(PosterParts {
-            index: name,
+        let parts = JointParts {
+            config: slice,
+            index: SliceIndex(index as u16),
             slice: id,
-            period: contract.period,
-            display: (slice.width, slice.height),
-            limits,
-            pacer: pacer_handle,
-            gap,
-            posts,
-            answers,
+            generation: Generation(0),
+            limits: SliceLimits { memory: slice.memory, max_resources: 1024 },
+            phase: Nanos::ZERO,
+            origin: BEGIN,
+            pacer: (beat, pacer_handle),
+            gpu: device,
+            tsc: None,
             clock: Arc::new(self.clock.clone()),
-            recorder: registry.recorder(1 << 12),
-        });
+            dispatcher: self.wake.clone(),
+            recorders: [(); 2].map(|()| registry.recorder(1 << 12)),
+        };
+        let Joint { link, worker, poster } =
+            joint::join(parts, joint::display(slice)).context("an eventfd")?;
         let taken = self.dispatcher.add(index as u16, link);
         taken.map_err(|_| anyhow!("place {index} is taken"))?;
         let functions = (pacer, gpu);

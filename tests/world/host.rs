@@ -14,15 +14,12 @@ use beamline_mdev::device::virtio::gpu::GpuHandle;
 use beamline_mdev::host;
 use beamline_mdev::host::admit::{Ledger, NotNow, Place};
 use beamline_mdev::host::ask::{self, Decision, Terms};
-use beamline_mdev::mediate::beat::{Beat, BeatParts, Volley};
+use beamline_mdev::mediate::beat::Volley;
 use beamline_mdev::mediate::dispatcher::{Change, Dispatcher, SliceCounters, SliceLink};
-use beamline_mdev::mediate::display::Display;
-use beamline_mdev::mediate::message::RING;
-use beamline_mdev::mediate::poster::{Poster, PosterParts};
-use beamline_mdev::mediate::worker::{Turn, Worker, WorkerParts};
-use beamline_mdev::vblank::Grid;
+use beamline_mdev::mediate::joint::{self, Joint, JointParts};
+use beamline_mdev::mediate::poster::Poster;
+use beamline_mdev::mediate::worker::{Turn, Worker};
 use beamline_sched::{Contract, PolicyKind};
-use rtrb::RingBuffer;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -261,66 +258,25 @@ impl Parts<'_> {
     fn wire(self, collector: &Collector) -> Result<(Slice, SliceLink), WorldError> {
         let registry = collector.registry();
         let slice = self.slice;
-        let index = SliceIndex(self.index as u16);
-        let limits = SliceLimits { memory: slice.memory, max_resources: MAX_RESOURCES };
-        let (work_in, work) = RingBuffer::new(RING);
-        let (recycle, recycle_out) = RingBuffer::new(RING);
-        let (post, posts) = RingBuffer::new(RING);
-        let (answers_in, answers) = RingBuffer::new(4 * RING);
-        let poster_wake = EventFd::new().map_err(system("make an eventfd"))?;
-        let counters = Arc::new(SliceCounters::default());
-        let (beat, pacer) = self.pacer;
-        let shared = Arc::clone(pacer.shared());
-        let beat = Beat::new(BeatParts {
-            contract: slice.contract,
-            phase: self.phase,
-            pacer: beat,
-            tsc: Some(tsc::HOST),
-        });
-        let gap = beat.gap();
-        let now = self.clock.now();
-        let grid = Grid::new(self.origin, self.phase, slice.contract.period, now);
-        let link = SliceLink {
-            contract: slice.contract,
-            grid,
-            generation: Generation(0),
-            limits,
-            memory: Arc::clone(self.gpu.memory()),
-            beat,
-            work,
-            recycle,
-            post,
-            poster: poster_wake.clone(),
-            counters: Arc::clone(&counters),
-        };
-        let worker = Worker::new(WorkerParts {
-            display: Display::new(host::display_settings(slice)),
-            index,
-            device: self.gpu,
-            pacer: Arc::clone(&shared),
-            generation: Generation(0),
-            limits,
-            work: work_in,
-            recycle: recycle_out,
-            answers: answers_in,
-            dispatcher: self.wake.clone(),
-            poster: poster_wake,
-            counters: Arc::clone(&counters),
-            recorder: registry.recorder(DEFAULT_CAPACITY),
-        });
-        let poster = Poster::new(PosterParts {
-            index,
+        let shared = Arc::clone(self.pacer.1.shared());
+        let parts = JointParts {
+            config: slice,
+            index: SliceIndex(self.index as u16),
             slice: slice_id(self.index),
-            period: slice.contract.period,
-            display: (slice.width, slice.height),
-            limits,
-            pacer,
-            gap,
-            posts,
-            answers,
+            generation: Generation(0),
+            limits: SliceLimits { memory: slice.memory, max_resources: MAX_RESOURCES },
+            phase: self.phase,
+            origin: self.origin,
+            pacer: self.pacer,
+            gpu: self.gpu,
+            tsc: Some(tsc::HOST),
             clock: Arc::new(self.clock.clone()),
-            recorder: registry.recorder(DEFAULT_CAPACITY),
-        });
+            dispatcher: self.wake.clone(),
+            recorders: [(); 2].map(|()| registry.recorder(DEFAULT_CAPACITY)),
+        };
+        let Joint { link, worker, poster } =
+            joint::join(parts, joint::display(slice)).map_err(system("make an eventfd"))?;
+        let counters = Arc::clone(&link.counters);
         Ok((
             Slice {
                 worker,

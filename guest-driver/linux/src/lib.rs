@@ -15,3 +15,17 @@ pub mod kms;
 pub mod mapping;
 pub mod port;
 pub mod vfio;
+
+use std::error::Error;
+use std::process::ExitCode;
+
+/// What a program ends with: an error and its causes are printed, a line each, behind the program's name.
+pub fn report(name: &str, result: Result<(), Box<dyn Error>>) -> ExitCode {
+    let Err(error) = result else { return ExitCode::SUCCESS };
+    let mut next: Option<&dyn Error> = Some(error.as_ref());
+    while let Some(error) = next {
+        println!("{name}: error: {error}");
+        next = error.source();
+    }
+    ExitCode::FAILURE
+}

@@ -13,9 +13,8 @@
 use rustix::fs::{MemfdFlags, OFlags};
 use rustix::io::Errno;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr;
-use std::sync::Arc;
 
 /// Eventfds that are signalled with one call at most: few, so that the first does not wait for the last.
 pub const BATCH: usize = 4;
@@ -34,11 +33,10 @@ struct IoEvent {
     res2: i64,
 }
 
-/// Eventfds that are to be signalled together.
+/// A way to signal eventfds, several together.
 pub struct Signals {
     context: libc::c_ulong,
     nothing: OwnedFd,
-    queue: Vec<Arc<OwnedFd>>,
     /// Operations whose ends have not been taken.
     unread: usize,
 }
@@ -56,31 +54,24 @@ impl Signals {
         if result != 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(Self { context, nothing, queue: Vec::with_capacity(BATCH), unread: 0 })
+        Ok(Self { context, nothing, unread: 0 })
     }
 
-    /// How many more fit before [`Signals::send`].
-    pub fn room(&self) -> usize {
-        BATCH - self.queue.len()
-    }
-
-    /// To be signalled by the next [`Signals::send`]. Does nothing where there is no [`Signals::room`].
-    pub fn push(&mut self, fd: Arc<OwnedFd>) {
-        if self.room() > 0 {
-            self.queue.push(fd);
-        }
-    }
-
-    /// Signals the first `count` that were pushed, in their order, and forgets them. `refused` is told the place
-    /// of each that the kernel did not signal: one that is no eventfd.
-    pub fn send(&mut self, count: usize, mut refused: impl FnMut(usize, Errno)) {
+    /// Signals `fds`, [`BATCH`] of them at most, in their order. `refused` is told the place of each that the kernel
+    /// did not signal: one that is no eventfd.
+    pub fn send<'a>(
+        &mut self,
+        fds: impl Iterator<Item = BorrowedFd<'a>>,
+        mut refused: impl FnMut(usize, Errno),
+    ) {
         let mut control = [(); BATCH].map(|()| operation(&self.nothing));
         let mut pointers = [ptr::null_mut::<libc::iocb>(); BATCH];
-        for ((control, pointer), fd) in control.iter_mut().zip(&mut pointers).zip(&self.queue) {
+        let mut count = 0;
+        for ((control, pointer), fd) in control.iter_mut().zip(&mut pointers).zip(fds) {
             control.aio_resfd = fd.as_raw_fd() as u32;
             *pointer = ptr::from_mut(control);
+            count += 1;
         }
-        let count = count.min(self.queue.len());
         let mut done = 0;
         while done < count {
             if self.unread + count > EVENTS {
@@ -95,13 +86,12 @@ impl Signals {
                 }
             }
         }
-        self.queue.drain(..count);
     }
 
     /// At least one, or an error that is the first one's.
     fn submit(&mut self, operations: &mut [*mut libc::iocb]) -> Result<usize, Errno> {
         // SAFETY: each pointer is one to an iocb that lives in the caller's frame; the kernel copies it in the
-        // call. The buffer is empty, so nothing is written. The descriptors are open: the queue owns them.
+        // call. The buffer is empty, so nothing is written. The descriptors are open: the caller of `send` lends them.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_io_submit,
@@ -159,6 +149,7 @@ fn operation(nothing: &OwnedFd) -> libc::iocb {
 mod tests {
     use super::*;
     use rustix::event::{EventfdFlags, eventfd};
+    use std::os::fd::AsFd;
     use std::time::Duration;
 
     fn count(fd: &OwnedFd) -> u64 {
@@ -166,20 +157,16 @@ mod tests {
         rustix::io::read(fd, &mut count).map_or(0, |_| u64::from_ne_bytes(count))
     }
 
-    fn wire() -> Arc<OwnedFd> {
-        Arc::new(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap())
+    fn wire() -> OwnedFd {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
     }
 
     #[test]
     fn each_is_signalled_once_however_many_there_are() {
         let mut signals = Signals::new().unwrap();
-        let wires: Vec<_> = (0..BATCH).map(|_| wire()).collect();
+        let wires = [(); BATCH].map(|()| wire());
         for _ in 0..10 * EVENTS {
-            for fd in &wires {
-                signals.push(Arc::clone(fd));
-            }
-            assert_eq!(signals.room(), 0);
-            signals.send(BATCH, |at, errno| panic!("{at}: {errno}"));
+            signals.send(wires.iter().map(AsFd::as_fd), |at, errno| panic!("{at}: {errno}"));
             assert!(wires.iter().all(|fd| count(fd) == 1));
         }
     }
@@ -187,15 +174,12 @@ mod tests {
     #[test]
     fn what_is_no_eventfd_is_told_and_the_others_are_signalled() {
         let mut signals = Signals::new().unwrap();
-        let (first, last) = (wire(), wire());
-        let file = Arc::new(rustix::fs::memfd_create("no eventfd", MemfdFlags::CLOEXEC).unwrap());
-        for fd in [&first, &file, &last] {
-            signals.push(Arc::clone(fd));
-        }
+        let file = rustix::fs::memfd_create("no eventfd", MemfdFlags::CLOEXEC).unwrap();
+        let wires = [wire(), file, wire()];
         let mut refused = vec![];
-        signals.send(BATCH, |at, errno| refused.push((at, errno)));
+        signals.send(wires.iter().map(AsFd::as_fd), |at, errno| refused.push((at, errno)));
         assert_eq!(refused, [(1, Errno::INVAL)]);
-        assert_eq!((count(&first), count(&last)), (1, 1));
+        assert_eq!((count(&wires[0]), count(&wires[2])), (1, 1));
     }
 
     /// The peer fills the counter and makes the eventfd blocking: a write would wait for ever.
@@ -203,11 +187,10 @@ mod tests {
     fn a_full_counter_holds_nobody_up() {
         let (tell, told) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            let full = Arc::new(eventfd(0, EventfdFlags::CLOEXEC).unwrap());
+            let full = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
             rustix::io::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
             let mut signals = Signals::new().unwrap();
-            signals.push(full);
-            signals.send(BATCH, |at, errno| panic!("{at}: {errno}"));
+            signals.send(std::iter::once(full.as_fd()), |at, errno| panic!("{at}: {errno}"));
             tell.send(()).unwrap();
         });
         told.recv_timeout(Duration::from_secs(20)).expect("the signal waits for the peer");

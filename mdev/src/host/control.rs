@@ -253,7 +253,7 @@ impl Controller {
             },
             stand: entry.counters.stand(),
             ceiling: entry.ceiling,
-            asked: entry.asked.last(),
+            asked: entry.server.as_ref().and_then(|s| entry.asked.last(s.pacer())),
             quiesce: entry.quiesce(),
             changing: entry.counters.changing.load(Ordering::Acquire),
             leaving: entry.server.is_none(),

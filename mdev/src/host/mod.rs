@@ -42,7 +42,6 @@ use control::{AskThread, ControlError, Controller, DRAIN_PATIENCE, Facts, Past, 
 use dispatch::Waiter;
 pub use parts::contract_meta;
 use parts::{awake_cpus, make_folder, make_gpu, write_png};
-pub use slice::display_settings;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

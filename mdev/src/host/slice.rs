@@ -8,14 +8,11 @@ use crate::config::{HostConfig, Profile, SliceConfig};
 use crate::device::eventfd::EventFd;
 use crate::device::pacer::{Pacer, PacerConfig, PacerShared};
 use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
-use crate::mediate::beat::{Beat, BeatParts};
-use crate::mediate::dispatcher::{SliceCounters, SliceLink};
+use crate::mediate::dispatcher::SliceLink;
 use crate::mediate::display::screen::Screen;
-use crate::mediate::display::{Display, DisplaySettings};
-use crate::mediate::message::RING;
-use crate::mediate::poster::{Poster, PosterParts};
-use crate::mediate::worker::{Turn, Worker, WorkerParts};
-use crate::vblank::Grid;
+use crate::mediate::joint::{self, Joint, JointParts};
+use crate::mediate::poster::Poster;
+use crate::mediate::worker::{Turn, Worker};
 use beamline_abi::virtio_gpu::{CONTROL_QUEUE, CURSOR_QUEUE};
 use beamline_abi::{Generation, Nanos, SliceId};
 use beamline_latency::clock::{Clock, GuestTsc, TscMap};
@@ -23,7 +20,6 @@ use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::SliceIndex;
 use beamline_vfio_user::Device;
 use beamline_vfio_user::server::{Listener, Stop};
-use rtrb::RingBuffer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::path::Path;
@@ -119,7 +115,6 @@ impl Drop for SliceServer {
 pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostError> {
     let name = &parts.slice.name;
     let device = |problem: String| HostError::Device { slice: name.clone(), problem };
-    let eventfd = || EventFd::new().map_err(|e| system("make an eventfd")(e.into()));
     let slice_id = new_slice_id().map_err(system("make a slice ID"))?;
     let clock = Arc::clone(parts.clock);
     let pacer_config = PacerConfig {
@@ -131,84 +126,34 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
         Pacer::new(pacer_config).map_err(|e| device(e.to_string()))?;
     let (gpu, gpu_handle) =
         VirtioGpu::new(gpu_config(parts.slice)).map_err(|e| device(e.to_string()))?;
-    let display = Display::new(display_settings(parts.slice));
+    let display = joint::display(parts.slice);
     let screen = display.screen();
     let shared = Arc::clone(pacer_handle.shared());
-
-    let limits = SliceLimits { memory: parts.slice.memory, max_resources: MAX_RESOURCES };
-    let (work_in, work) = RingBuffer::new(RING);
-    let (recycle, recycle_out) = RingBuffer::new(RING);
-    let (post, posts) = RingBuffer::new(RING);
-    // A queue may hold more requests that need no GPU than submissions may be on their way.
-    let (answers_in, answers) = RingBuffer::new(4 * RING);
-    let poster_wake = eventfd()?;
-    let counters = Arc::new(SliceCounters::default());
-    let beat = Beat::new(BeatParts {
-        contract: parts.slice.contract,
-        phase: parts.phase,
-        pacer: pacer_beat,
-        tsc: Some(parts.tsc),
-    });
-    let gap = beat.gap();
-    let link = SliceLink {
-        contract: parts.slice.contract,
-        grid: Grid::new(parts.origin, parts.phase, parts.slice.contract.period, parts.clock.now()),
-        generation: parts.generation,
-        limits,
-        memory: Arc::clone(gpu_handle.memory()),
-        beat,
-        work,
-        recycle,
-        post,
-        poster: poster_wake.clone(),
-        counters: Arc::clone(&counters),
-    };
-    let worker = Worker::new(WorkerParts {
-        index: SliceIndex(parts.index),
-        device: gpu_handle.clone(),
-        pacer: Arc::clone(&shared),
-        generation: parts.generation,
-        limits,
-        display,
-        work: work_in,
-        recycle: recycle_out,
-        answers: answers_in,
-        dispatcher: parts.dispatcher.clone(),
-        poster: poster_wake.clone(),
-        counters,
-        recorder: (parts.recorder)(STAMPS),
-    });
-    let poster = Poster::new(PosterParts {
+    let joined = JointParts {
+        config: parts.slice,
         index: SliceIndex(parts.index),
         slice: slice_id,
-        period: parts.slice.contract.period,
-        display: (parts.slice.width, parts.slice.height),
-        limits,
-        pacer: pacer_handle,
-        gap,
-        posts,
-        answers,
+        generation: parts.generation,
+        limits: SliceLimits { memory: parts.slice.memory, max_resources: MAX_RESOURCES },
+        phase: parts.phase,
+        origin: parts.origin,
+        pacer: (pacer_beat, pacer_handle),
+        gpu: gpu_handle,
+        tsc: Some(parts.tsc),
         clock: Arc::clone(parts.clock),
-        recorder: (parts.recorder)(STAMPS),
-    });
+        dispatcher: parts.dispatcher.clone(),
+        recorders: [(); 2].map(|()| (parts.recorder)(STAMPS)),
+    };
+    let Joint { link, worker, poster } =
+        joint::join(joined, display).map_err(|e| system("make an eventfd")(e.into()))?;
     let functions = Functions { pacer, gpu, shared, screen };
-    let server = start_threads(parts, functions, worker, poster, poster_wake)?;
+    let server = start_threads(parts, functions, worker, poster, link.poster.clone())?;
     Ok((server, link))
 }
 
 /// What a slice's vGPU offers.
 fn gpu_config(slice: &SliceConfig) -> GpuConfig {
     GpuConfig { contexts: slice.profile == Profile::Render }
-}
-
-/// What a slice's display is made from.
-pub fn display_settings(slice: &SliceConfig) -> DisplaySettings {
-    DisplaySettings {
-        width: slice.width,
-        height: slice.height,
-        period: slice.contract.period,
-        quota: slice.display_memory,
-    }
 }
 
 /// The functions of a slice, and what is read of them from outside.

@@ -17,6 +17,7 @@ use beamline_latency::clock::{Clock, TscMap};
 use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::{SliceIndex, Stamp};
 use beamline_sched::{Contract, Vblank};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -246,11 +247,18 @@ pub struct Shot {
     pub frame: FrameId,
 }
 
+/// An interrupt on its way.
+struct Loaded {
+    shot: Shot,
+    wire: Arc<OwnedFd>,
+    /// It goes by itself.
+    alone: bool,
+}
+
 /// The interrupts of vblanks that are due together.
 pub struct Volley {
     signals: Option<Signals>,
-    /// Each, and whether it goes by itself.
-    shots: Vec<(Shot, bool)>,
+    shots: Vec<Loaded>,
     clock: Arc<dyn Clock>,
 }
 
@@ -262,16 +270,17 @@ impl Volley {
 
     /// Takes a vblank that the guest of `beat` wants. What is not taken the poster has to signal.
     pub fn add(&mut self, beat: &mut Beat, shot: Shot) -> Result<(), Shot> {
-        let Some(signals) = &mut self.signals else { return Err(shot) };
         let lane = &mut beat.lane;
         if lane.away > 0 {
             lane.away -= 1;
             return Err(shot);
         }
+        if self.signals.is_none() || self.is_full() {
+            return Err(shot);
+        }
         // Where nobody listens there is nothing to do.
         if let Some(wire) = beat.parts.pacer.vblank_wire() {
-            signals.push(wire);
-            self.shots.push((shot, lane.alone > 0));
+            self.shots.push(Loaded { shot, wire, alone: lane.alone > 0 });
         }
         Ok(())
     }
@@ -287,13 +296,14 @@ impl Volley {
             return;
         };
         let mut began = self.clock.now();
-        for part in self.shots.chunk_by(|(_, before), (_, next)| !before && !next) {
+        for part in self.shots.chunk_by(|before, next| !before.alone && !next.alone) {
             let mut failed = [false; BATCH];
-            signals.send(part.len(), |place, _| failed[place] = true);
+            let wires = part.iter().map(|loaded| loaded.wire.as_fd());
+            signals.send(wires, |place, _| failed[place] = true);
             let ended = self.clock.now();
             let (times, took) = ((began, ended), ended.saturating_sub(began));
             began = ended;
-            for ((shot, alone), failed) in part.iter().zip(failed) {
+            for (Loaded { shot, alone, .. }, failed) in part.iter().zip(failed) {
                 let Shot { slice, generation, seq, frame } = *shot;
                 if failed {
                     told(*shot, Sent::Refused);

@@ -10,7 +10,7 @@
 //! | [`beat`] | the dispatcher's | 7, 8: writes the timing page and signals vblanks |
 //! | [`hold`] | – | 8: answers that wait for a vblank, and those behind them |
 //! | [`poster`] | one per slice | 8: writes used rings, signals all other interrupts, takes markers |
-//! | [`message`] | – | what they hand to each other |
+//! | [`message`], [`joint`] | – | what they hand to each other; how they are joined |
 
 pub mod beat;
 pub mod dispatcher;
@@ -19,6 +19,7 @@ pub mod fence;
 pub mod frames;
 pub mod hold;
 pub mod job;
+pub mod joint;
 pub mod limit;
 pub mod message;
 pub mod poster;

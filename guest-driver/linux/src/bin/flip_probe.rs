@@ -16,17 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const BUFFERS: usize = 3;
 
 fn main() -> ExitCode {
-    match probe() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut next: Option<&dyn Error> = Some(error.as_ref());
-            while let Some(error) = next {
-                println!("flips: error: {error}");
-                next = error.source();
-            }
-            ExitCode::FAILURE
-        }
-    }
+    beamline_guest_linux::report("flips", probe())
 }
 
 /// One flip.

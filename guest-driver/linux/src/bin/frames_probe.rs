@@ -18,17 +18,7 @@ const PACER: Slot = Slot(0);
 const VGPU: Slot = Slot(1);
 
 fn main() -> ExitCode {
-    match probe() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut next: Option<&dyn Error> = Some(error.as_ref());
-            while let Some(error) = next {
-                println!("frames: error: {error}");
-                next = error.source();
-            }
-            ExitCode::FAILURE
-        }
-    }
+    beamline_guest_linux::report("frames", probe())
 }
 
 fn probe() -> Result<(), Box<dyn Error>> {

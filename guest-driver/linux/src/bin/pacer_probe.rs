@@ -17,17 +17,7 @@ const PACER: Slot = Slot(0);
 const ANY: MsiTarget = MsiTarget { address: 0, data: 0 };
 
 fn main() -> ExitCode {
-    match probe() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            let mut next: Option<&dyn Error> = Some(error.as_ref());
-            while let Some(error) = next {
-                println!("probe: error: {error}");
-                next = error.source();
-            }
-            ExitCode::FAILURE
-        }
-    }
+    beamline_guest_linux::report("probe", probe())
 }
 
 fn probe() -> Result<(), Box<dyn Error>> {

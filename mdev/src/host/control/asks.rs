@@ -54,8 +54,10 @@ struct InHand {
 }
 
 impl Asked {
-    pub(super) const fn last(&self) -> Option<LastAsk> {
-        self.last
+    /// What was asked for last, unless it was reset before it was answered.
+    pub(super) fn last(&self, pacer: &PacerShared) -> Option<LastAsk> {
+        let dropped = self.in_hand.is_some_and(|hand| !pacer.awaits(hand.turn));
+        self.last.filter(|_| !dropped)
     }
 
     /// What is to be decided on at `now`, if the guest still waits for it.

@@ -214,6 +214,9 @@ fn what_was_asked_goes_with_a_reset_and_a_flood_costs_others_nothing() {
     }
     assert_eq!(guest.read(reg::ANSWER), u64::from(answer::NONE));
     assert_eq!(guest.read(reg::ANSWER_COUNT), 0);
+    let shown_pending =
+        || shown(&host, "game").asked.is_some_and(|asked| asked.answer == "pending");
+    assert!(!shown_pending(), "what was reset is not waited for");
     // Another guest is answered all the same, and so is the operator.
     assert_eq!(other.ask(30, 0), (answer::REFUSED, Some(Reason::Fixed), 0));
     change(&host, "kiosk", |old| Contract { weight: 7, ..*old }).unwrap();

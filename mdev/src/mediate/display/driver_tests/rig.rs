@@ -5,11 +5,11 @@ use crate::config::HostConfig;
 use crate::device::eventfd::EventFd;
 use crate::device::pacer::{Pacer, PacerConfig};
 use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
-use crate::host::{display_settings, parts::write_png};
+use crate::host::parts::write_png;
 use crate::mediate::beat::{Beat, BeatParts, Shot};
 use crate::mediate::dispatcher::SliceCounters;
-use crate::mediate::display::Display;
 use crate::mediate::display::screen::{Image, Screen};
+use crate::mediate::joint;
 use crate::mediate::message::{Post, RING, Work};
 use crate::mediate::poster::{Poster, PosterParts};
 use crate::mediate::worker::{Turn, Worker, WorkerParts};
@@ -113,7 +113,7 @@ impl Rig {
         let (recycle_in, recycle) = RingBuffer::new(RING);
         let (posts_in, posts) = RingBuffer::new(RING);
         let (answers_in, answers) = RingBuffer::new(4 * RING);
-        let display = Display::new(display_settings(slice));
+        let display = joint::display(slice);
         let screen = display.screen();
         let worker = Worker::new(WorkerParts {
             index: SliceIndex(0),
