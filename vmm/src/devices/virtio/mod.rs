@@ -16,6 +16,8 @@ mod queue;
 mod shared;
 mod worker;
 
+pub mod blk;
+pub mod rng;
 pub mod transport;
 
 #[cfg(test)]
