@@ -16,7 +16,9 @@ mod queue;
 mod shared;
 mod worker;
 
+pub mod balloon;
 pub mod blk;
+pub mod console;
 pub mod rng;
 pub mod transport;
 
