@@ -19,6 +19,8 @@ mod worker;
 pub mod balloon;
 pub mod blk;
 pub mod console;
+pub mod input;
+pub mod net;
 pub mod rng;
 pub mod transport;
 

@@ -117,6 +117,11 @@ impl VirtQueue {
         self.ring.enable_notification(&*self.memory).unwrap_or_else(|_| self.fail())
     }
 
+    /// Has the thread come back to this queue once it has looked at its other sources.
+    pub fn again(&self) {
+        super::shared::signal(&self.kick);
+    }
+
     /// Serves what is available: `each` serves a chain and says how many bytes it wrote. After as many
     /// chains as the queue is long the thread looks at its other sources first.
     pub fn serve(&mut self, chain: &mut Chain, mut each: impl FnMut(&Chain) -> u32) {
@@ -132,7 +137,7 @@ impl VirtQueue {
                 self.push(chain.head(), written);
             }
             if left == 0 {
-                super::shared::signal(&self.kick);
+                self.again();
                 break;
             }
             if !self.ask_for_kick() || !self.shared.may_access_memory() {

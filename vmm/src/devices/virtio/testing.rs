@@ -337,6 +337,11 @@ impl Driver {
         at
     }
 
+    /// What was taken by [`Self::room`] from `at` on is free again.
+    pub(crate) fn forget(&mut self, at: u64) {
+        self.free = at;
+    }
+
     /// Guest memory with these bytes.
     pub(crate) fn bytes(&mut self, data: &[u8]) -> u64 {
         let at = self.room(data.len() as u64);
