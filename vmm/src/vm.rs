@@ -13,6 +13,7 @@ use crate::boot::pvh::{self, BootError};
 use crate::clock;
 use crate::config::{Config, Device, Vcpus};
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
+use crate::devices::virtio;
 use crate::interrupt::Gsi;
 use crate::kick::{self, Thread};
 use crate::memory::{GuestRam, MemoryError};
@@ -68,6 +69,9 @@ pub enum VmError {
     /// A function.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// A device of our own.
+    #[error(transparent)]
+    Device(#[from] virtio::BuildError),
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -126,7 +130,11 @@ impl Vm {
     pub fn with_console(mut config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
         let devices = std::mem::take(&mut config.devices);
         let mut builder = Builder::new(config, console)?;
-        for Device::VfioUser(device) in &devices {
+        for (index, device) in devices.iter().enumerate() {
+            let Device::VfioUser(device) = device else {
+                builder.attach_own(index, device)?;
+                continue;
+            };
             let (client, cutter) = connect(&device.socket, device.timeout)?;
             let label = device
                 .socket
@@ -214,6 +222,16 @@ impl Builder {
         tracing::debug!("{}: attached", function.label());
         self.machine.bus.add(Box::new(function))?;
         self.cutters.push(cutter);
+        Ok(())
+    }
+
+    /// A device that this process serves itself.
+    fn attach_own(&mut self, index: usize, device: &Device) -> Result<(), VmError> {
+        let memory = Arc::new(self.ram.memory().clone());
+        if let Some(function) = virtio::build(&self.name, index, device, &memory)? {
+            tracing::debug!("{}: attached", function.label());
+            self.machine.bus.add(Box::new(function))?;
+        }
         Ok(())
     }
 

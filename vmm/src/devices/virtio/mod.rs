@@ -11,6 +11,7 @@
 //! A device model ([`DeviceModel`]) says what it is and keeps its configuration space; what serves its
 //! queues ([`Serve`]) exists from `DRIVER_OK` to the next reset, on a thread of its own.
 
+mod build;
 mod chain;
 mod queue;
 mod shared;
@@ -23,10 +24,14 @@ pub mod input;
 pub mod net;
 pub mod rng;
 pub mod transport;
+pub mod vsock;
 
+#[cfg(test)]
+mod guest_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use build::{BuildError, build};
 pub use chain::{Chain, Fault, Segment};
 pub use queue::VirtQueue;
 pub use shared::Shared;

@@ -7,7 +7,7 @@ pub mod tap;
 mod tests;
 
 pub use queue::Counters;
-pub use registers::Mac;
+pub use registers::{Mac, MacError};
 
 use super::{Activation, DeviceError, DeviceModel, Kind, Serve, read_space};
 use registers::feature;
