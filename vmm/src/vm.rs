@@ -116,6 +116,7 @@ pub struct Vm {
     vcpu: VcpuFd,
     machine: Machine,
     cutters: Vec<Cutter>,
+    controls: Vec<(usize, virtio::Control)>,
     /// RAM outlives everything that refers to it.
     ram: GuestRam,
 }
@@ -150,7 +151,7 @@ impl Vm {
         kick::install().map_err(|source| VmError::Refused { what: "the vCPU's signal", source })?;
         let shared = Arc::new(Shared::default());
         let exits = Arc::clone(&self.machine.exits);
-        let Self { name, vcpus, mut vcpu, mut machine, cutters, ram } = self;
+        let Self { name, vcpus, mut vcpu, mut machine, cutters, controls, ram } = self;
         let thread_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu0/{name}"))
@@ -167,7 +168,7 @@ impl Vm {
                 end.with(reason);
             })
             .map_err(|source| VmError::Os { what: "the vCPU's thread", source })?;
-        Ok(VmHandle { shared, exits, cutters, thread: Some(thread) })
+        Ok(VmHandle { shared, exits, cutters, controls, thread: Some(thread) })
     }
 }
 
@@ -179,6 +180,7 @@ struct Builder {
     vcpu: VcpuFd,
     machine: Machine,
     cutters: Vec<Cutter>,
+    controls: Vec<(usize, virtio::Control)>,
     tsc: clock::TscOffset,
 }
 
@@ -208,6 +210,7 @@ impl Builder {
             vcpu,
             machine: Machine { bus: Bus::default(), serial, platform, exits },
             cutters: Vec::new(),
+            controls: Vec::new(),
             tsc,
         })
     }
@@ -228,17 +231,18 @@ impl Builder {
     /// A device that this process serves itself.
     fn attach_own(&mut self, index: usize, device: &Device) -> Result<(), VmError> {
         let memory = Arc::new(self.ram.memory().clone());
-        if let Some(function) = virtio::build(&self.name, index, device, &memory)? {
-            tracing::debug!("{}: attached", function.label());
-            self.machine.bus.add(Box::new(function))?;
+        if let Some(built) = virtio::build(&self.name, index, device, &memory)? {
+            tracing::debug!("{}: attached", built.function.label());
+            self.machine.bus.add(Box::new(built.function))?;
+            self.controls.extend(built.control.map(|control| (index, control)));
         }
         Ok(())
     }
 
     fn finish(mut self) -> Result<Vm, VmError> {
         self.machine.bus.place_bars()?;
-        let Self { name, vcpus, ram, vcpu, machine, cutters, .. } = self;
-        Ok(Vm { name, vcpus, vcpu, machine, cutters, ram })
+        let Self { name, vcpus, ram, vcpu, machine, cutters, controls, .. } = self;
+        Ok(Vm { name, vcpus, vcpu, machine, cutters, controls, ram })
     }
 }
 
@@ -317,6 +321,7 @@ pub struct VmHandle {
     shared: Arc<Shared>,
     exits: Arc<ExitCounters>,
     cutters: Vec<Cutter>,
+    controls: Vec<(usize, virtio::Control)>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -349,6 +354,11 @@ impl VmHandle {
             self.cutters.iter().for_each(Cutter::cut);
             self.wait()
         })
+    }
+
+    /// What can be done with device number `index` of the configuration while the guest runs.
+    pub fn control(&self, index: usize) -> Option<&virtio::Control> {
+        self.controls.iter().find(|(i, _)| *i == index).map(|(_, control)| control)
     }
 
     /// How often the guest exited to this process so far.

@@ -1,9 +1,9 @@
 //! Makes the devices that a guest's configuration names.
 
-use super::balloon::Balloon;
+use super::balloon::{Balloon, Target};
 use super::blk::{self, Blk, ImageError};
 use super::console::{Console, Endpoint, EndpointError};
-use super::input::{Evdev, EvdevError, Input, kind};
+use super::input::{Evdev, EvdevError, Input, InputSender, kind};
 use super::net::tap::{Tap, TapError};
 use super::net::{Mac, Net};
 use super::rng::Rng;
@@ -36,6 +36,23 @@ pub enum BuildError {
     Device(#[from] DeviceError),
 }
 
+/// What this process can do with a device while its guest runs.
+#[derive(Clone, Debug)]
+pub enum Control {
+    /// Send events to an input device.
+    Input(InputSender),
+    /// Ask for memory.
+    Balloon(Target),
+}
+
+/// A device's function, and the hold that this process has on it.
+pub struct Built {
+    /// For the bus.
+    pub function: Transport,
+    /// What can be done with it.
+    pub control: Option<Control>,
+}
+
 /// The function of the guest's device number `index`, in front of `memory`; `None` for a device that
 /// another process serves.
 pub fn build(
@@ -43,8 +60,9 @@ pub fn build(
     index: usize,
     device: &Device,
     memory: &Arc<GuestMemoryMmap>,
-) -> Result<Option<Transport>, BuildError> {
+) -> Result<Option<Built>, BuildError> {
     let label = format!("{guest}/{index}");
+    let mut control = None;
     let model: Box<dyn DeviceModel> = match device {
         Device::VfioUser(_) => return Ok(None),
         Device::Blk(BlkDevice { source, serial }) => {
@@ -62,14 +80,28 @@ pub fn build(
             let kernel = VhostVsock::open(vsock.cid, Arc::clone(memory))?;
             Box::new(Vsock::new(vsock.cid, Box::new(kernel)))
         }
-        Device::Input(InputDevice::Evdev(path)) => Box::new(Input::evdev(Evdev::open(path)?)?),
-        Device::Input(InputDevice::Kind(which)) => Box::new(Input::new(match which {
-            InputKind::Keyboard => kind::keyboard(),
-            InputKind::Mouse => kind::mouse(),
-            InputKind::Tablet => kind::tablet(),
-            InputKind::Gamepad => kind::gamepad(),
-        })?),
-        Device::Balloon => Box::new(Balloon::new()),
+        Device::Input(which) => {
+            let input = input(which)?;
+            control = Some(Control::Input(input.sender()));
+            Box::new(input)
+        }
+        Device::Balloon => {
+            let balloon = Balloon::new();
+            control = Some(Control::Balloon(balloon.target()));
+            Box::new(balloon)
+        }
     };
-    Ok(Some(Transport::new(label, model, Arc::clone(memory))?))
+    let function = Transport::new(label, model, Arc::clone(memory))?;
+    Ok(Some(Built { function, control }))
+}
+
+fn input(device: &InputDevice) -> Result<Input, BuildError> {
+    let description = match device {
+        InputDevice::Evdev(path) => return Ok(Input::evdev(Evdev::open(path)?)?),
+        InputDevice::Kind(InputKind::Keyboard) => kind::keyboard(),
+        InputDevice::Kind(InputKind::Mouse) => kind::mouse(),
+        InputDevice::Kind(InputKind::Tablet) => kind::tablet(),
+        InputDevice::Kind(InputKind::Gamepad) => kind::gamepad(),
+    };
+    Ok(Input::new(description)?)
 }

@@ -255,6 +255,50 @@ fn what_is_no_disk_is_refused_with_the_reason() {
     assert_eq!(disk.size(), qcow.len() as u64);
 }
 
+#[test]
+fn a_qcow2_image_keeps_what_is_written_and_shares_what_is_zero() {
+    use imago::FormatCreateBuilder;
+    use imago::file::File;
+    use imago::qcow2::Qcow2;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.qcow2");
+    let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path);
+    let file = File::try_from(file.unwrap()).unwrap();
+    Qcow2::<File>::create_builder(file).size(64 << 20).create().unwrap();
+    let source = Source { format: Some(Format::Qcow2), ..raw(&path) };
+    let mut disk = Disk1::new(&source);
+    let mut config = [0; 8];
+    disk.d.device_config(0, &mut config);
+    assert_eq!(u64::from_le_bytes(config), (64 << 20) / 512);
+    assert_eq!(disk.read(100_000, 4096), (OK, vec![0; 4096]));
+    assert_eq!(disk.send(OUT, 100_000, &pattern(7, 600)), OK);
+    assert_eq!(disk.range(ZEROES, 100_008, 8, 1), OK);
+    assert_eq!(disk.range(ZEROES, 100_016, 8, 0), OK);
+    assert_eq!(disk.range(DISCARD, 0, 8, 0), OK);
+    assert_eq!(disk.send(FLUSH, 0, &[]), OK);
+    let e = open(&source).err().expect("it is locked").to_string();
+    assert!(e.contains("in use"), "{e}");
+    drop(disk);
+    assert!(std::fs::metadata(&path).unwrap().len() < 8 << 20, "it is not as long as the disk");
+    let mut disk = Disk1::new(&Source { readonly: true, ..source });
+    let expected = [pattern(7, 8), vec![0; 16 * 512], pattern(31, 576)].concat();
+    assert_eq!(disk.read(100_000, 600 * 512), (OK, expected));
+    assert_eq!(disk.send(OUT, 0, &[1; 512]), IOERR);
+    drop(disk);
+    // One with a backing file: whoever wrote it must not choose what the guest reads.
+    let file =
+        std::fs::File::options().read(true).write(true).create(true).truncate(true).open(&path);
+    let file = File::try_from(file.unwrap()).unwrap();
+    Qcow2::<File>::create_builder(file)
+        .size(64 << 20)
+        .backing("/etc/hostname".into(), "raw".into())
+        .create()
+        .unwrap();
+    let source = Source { format: Some(Format::Qcow2), ..raw(&path) };
+    let e = open(&source).err().expect("it is refused").to_string();
+    assert!(e.contains("backing"), "{e}");
+}
+
 /// A disk that is full, or broken in another way.
 struct Broken {
     writes: io::ErrorKind,

@@ -4,7 +4,6 @@
 use super::events::{EV_SYN, Event, InputSender, SYN_REPORT};
 use super::registers::{AbsInfo, Description, set};
 use rustix::io::Errno;
-use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -67,8 +66,8 @@ impl Evdev {
 
     /// A device whose events come from a pipe.
     #[cfg(test)]
-    pub(super) fn from_pipe(fd: File, description: Description) -> Self {
-        Self { fd: fd.into(), description }
+    pub(super) fn from_pipe(fd: OwnedFd, description: Description) -> Self {
+        Self { fd, description }
     }
 }
 
@@ -79,7 +78,7 @@ fn describe(device: &evdev::Device) -> io::Result<Description> {
         ids: [id.bus_type().0, id.vendor(), id.product(), id.version()],
         ..Description::default()
     };
-    for property in device.properties().iter() {
+    for property in device.properties() {
         set(&mut this.properties, property.0);
     }
     let mut add = |kind: evdev::EventType, codes: Vec<u16>| {

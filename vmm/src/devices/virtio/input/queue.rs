@@ -41,9 +41,8 @@ impl Reports {
     fn deliver(&mut self) {
         let mut waiting = self.sender.waiting();
         while let Some(event) = waiting.front() {
-            if !self.events.pop(&mut self.chain)
-                && !(self.events.ask_for_kick() && self.events.pop(&mut self.chain))
-            {
+            let chain = &mut self.chain;
+            if !(self.events.pop(chain) || self.events.ask_for_kick() && self.events.pop(chain)) {
                 break;
             }
             let written = if self.chain.writable() >= EVENT {

@@ -15,7 +15,6 @@ const EV_REP: u16 = 0x14;
 /// Selectors.
 mod cfg {
     pub(super) const ID_NAME: u8 = 1;
-    pub(super) const ID_SERIAL: u8 = 2;
     pub(super) const ID_DEVIDS: u8 = 3;
     pub(super) const PROP_BITS: u8 = 0x10;
     pub(super) const EV_BITS: u8 = 0x11;
@@ -76,7 +75,6 @@ impl Description {
         let subsel = u16::from(subsel);
         match select {
             cfg::ID_NAME => self.name.clone().into_bytes(),
-            cfg::ID_SERIAL => Vec::new(),
             cfg::ID_DEVIDS => self.ids.iter().flat_map(|id| id.to_le_bytes()).collect(),
             cfg::PROP_BITS => self.properties.clone(),
             cfg::EV_BITS => self.events.get(&subsel).cloned().unwrap_or_default(),
@@ -86,6 +84,7 @@ impl Description {
                     .flat_map(|v| v.to_le_bytes())
                     .collect()
             }),
+            // Also the serial: there is none.
             _ => Vec::new(),
         }
     }

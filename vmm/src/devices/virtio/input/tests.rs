@@ -145,7 +145,7 @@ fn a_hosts_device_passes_on_whole_reports() {
         host.write_all(&bytes).unwrap();
     };
     let description = Description { name: "a pad".into(), ..kind::gamepad() };
-    let evdev = Evdev::from_pipe(File::from(reader), description);
+    let evdev = Evdev::from_pipe(reader, description);
     let (mut d, mut events, _) = start(Input::evdev(evdev).unwrap());
     assert_eq!(selected(&mut d, 1, 0), b"a pad");
     let at = buffers(&mut d, &mut events, 5);
@@ -168,7 +168,6 @@ fn a_hosts_device_passes_on_whole_reports() {
     let seen = received(&d, &mut events, &at);
     assert_eq!(seen, [key(0x130, 1), axis, Event::END, key(0x130, 0), Event::END]);
     // It is unplugged; the sender goes on.
-    drop(record);
     drop(host);
     let e = Evdev::open(std::path::Path::new("/dev/null")).expect_err("not one");
     assert!(e.to_string().contains("/dev/null"));

@@ -61,8 +61,9 @@ impl Mac {
         let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
         });
-        let [a, b, c, d, e, ..] = (hash ^ hash >> 24).to_le_bytes();
-        Self([0x02, a, b, c, d, e])
+        let mut octets = [0x02; 6];
+        octets[1..].copy_from_slice(&(hash ^ hash >> 24).to_le_bytes()[..5]);
+        Self(octets)
     }
 }
 
@@ -96,7 +97,10 @@ impl FromStr for Mac {
 
 impl fmt::Display for Mac {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        for (n, octet) in self.0.iter().enumerate() {
+            let colon = if n > 0 { ":" } else { "" };
+            write!(f, "{colon}{octet:02x}")?;
+        }
+        Ok(())
     }
 }

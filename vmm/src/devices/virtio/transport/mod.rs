@@ -98,6 +98,7 @@ impl Transport {
 
     /// Serves kicks within the trapped write, without a thread and without the device's own
     /// descriptors: for fuzzing and for tests of a device's answers.
+    #[must_use]
     pub fn inline(mut self) -> Self {
         self.inline = true;
         self

@@ -41,7 +41,9 @@ impl Serve for Echoing {
             if chain.read(memory, 0, &mut data).is_err() {
                 return 0;
             }
-            data.iter_mut().for_each(|b| *b = !*b);
+            for byte in &mut data {
+                *byte = !*byte;
+            }
             chain.write(memory, 0, &data).map_or(0, |()| len as u32)
         });
     }
