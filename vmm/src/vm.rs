@@ -13,14 +13,14 @@ use crate::boot::pvh::{self, BootError};
 use crate::clock;
 use crate::config::{Config, Device, Vcpus};
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
+use crate::devices::virtio;
 use crate::interrupt::Gsi;
 use crate::kick::{self, Thread};
 use crate::memory::{GuestRam, MemoryError};
-use crate::passthrough::Assigned;
 use crate::passthrough::connect::{ConnectError, Cutter, connect};
 use crate::passthrough::vfio_user::{AttachError, VfioUser};
-use crate::pci::Bus;
 use crate::pci::bus::BusError;
+use crate::pci::{Bus, PciFunction};
 use crate::platform::{Platform, PlatformError};
 use crate::probe::{self, KvmKind};
 use crate::turn;
@@ -69,6 +69,9 @@ pub enum VmError {
     /// A function.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// A device of our own.
+    #[error(transparent)]
+    Device(#[from] virtio::BuildError),
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -113,6 +116,7 @@ pub struct Vm {
     vcpu: VcpuFd,
     machine: Machine,
     cutters: Vec<Cutter>,
+    controls: Vec<(usize, virtio::Control)>,
     /// RAM outlives everything that refers to it.
     ram: GuestRam,
 }
@@ -127,7 +131,11 @@ impl Vm {
     pub fn with_console(mut config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
         let devices = std::mem::take(&mut config.devices);
         let mut builder = Builder::new(config, console)?;
-        for Device::VfioUser(device) in &devices {
+        for (index, device) in devices.iter().enumerate() {
+            let Device::VfioUser(device) = device else {
+                builder.attach_own(index, device)?;
+                continue;
+            };
             let (client, cutter) = connect(&device.socket, device.timeout)?;
             let label = device
                 .socket
@@ -143,7 +151,7 @@ impl Vm {
         kick::install().map_err(|source| VmError::Refused { what: "the vCPU's signal", source })?;
         let shared = Arc::new(Shared::default());
         let exits = Arc::clone(&self.machine.exits);
-        let Self { name, vcpus, mut vcpu, mut machine, cutters, ram } = self;
+        let Self { name, vcpus, mut vcpu, mut machine, cutters, controls, ram } = self;
         let thread_shared = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name(format!("vcpu0/{name}"))
@@ -160,7 +168,7 @@ impl Vm {
                 end.with(reason);
             })
             .map_err(|source| VmError::Os { what: "the vCPU's thread", source })?;
-        Ok(VmHandle { shared, exits, cutters, thread: Some(thread) })
+        Ok(VmHandle { shared, exits, cutters, controls, thread: Some(thread) })
     }
 }
 
@@ -172,6 +180,7 @@ struct Builder {
     vcpu: VcpuFd,
     machine: Machine,
     cutters: Vec<Cutter>,
+    controls: Vec<(usize, virtio::Control)>,
     tsc: clock::TscOffset,
 }
 
@@ -201,6 +210,7 @@ impl Builder {
             vcpu,
             machine: Machine { bus: Bus::default(), serial, platform, exits },
             cutters: Vec::new(),
+            controls: Vec::new(),
             tsc,
         })
     }
@@ -218,10 +228,21 @@ impl Builder {
         Ok(())
     }
 
+    /// A device that this process serves itself.
+    fn attach_own(&mut self, index: usize, device: &Device) -> Result<(), VmError> {
+        let memory = Arc::new(self.ram.memory().clone());
+        if let Some(built) = virtio::build(&self.name, index, device, &memory)? {
+            tracing::debug!("{}: attached", built.function.label());
+            self.machine.bus.add(Box::new(built.function))?;
+            self.controls.extend(built.control.map(|control| (index, control)));
+        }
+        Ok(())
+    }
+
     fn finish(mut self) -> Result<Vm, VmError> {
         self.machine.bus.place_bars()?;
-        let Self { name, vcpus, ram, vcpu, machine, cutters, .. } = self;
-        Ok(Vm { name, vcpus, vcpu, machine, cutters, ram })
+        let Self { name, vcpus, ram, vcpu, machine, cutters, controls, .. } = self;
+        Ok(Vm { name, vcpus, vcpu, machine, cutters, controls, ram })
     }
 }
 
@@ -300,6 +321,7 @@ pub struct VmHandle {
     shared: Arc<Shared>,
     exits: Arc<ExitCounters>,
     cutters: Vec<Cutter>,
+    controls: Vec<(usize, virtio::Control)>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -332,6 +354,11 @@ impl VmHandle {
             self.cutters.iter().for_each(Cutter::cut);
             self.wait()
         })
+    }
+
+    /// What can be done with device number `index` of the configuration while the guest runs.
+    pub fn control(&self, index: usize) -> Option<&virtio::Control> {
+        self.controls.iter().find(|(i, _)| *i == index).map(|(_, control)| control)
     }
 
     /// How often the guest exited to this process so far.

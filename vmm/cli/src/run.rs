@@ -51,6 +51,7 @@ fn classed(error: VmError) -> anyhow::Error {
         | VmError::Boot(_)
         | VmError::Connect(_)
         | VmError::Attach(_)
+        | VmError::Device(_)
         | VmError::Bus(_) => refused_by(error),
         VmError::Refused { .. } | VmError::Platform(_) | VmError::Vcpu(_) | VmError::Os { .. } => {
             error.into()

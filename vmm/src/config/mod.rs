@@ -5,7 +5,10 @@ mod guest;
 mod memory;
 mod vcpus;
 
-pub use devices::{Device, VfioUserDevice};
+pub use devices::{
+    BlkDevice, ConsoleDevice, Device, InputDevice, InputKind, NetDevice, VfioUserDevice,
+    VsockDevice,
+};
 pub use guest::Guest;
 pub use memory::Memory;
 pub use vcpus::Vcpus;

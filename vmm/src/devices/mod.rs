@@ -1,4 +1,5 @@
-//! The VMM's own small devices.
+//! The VMM's own devices: small ones at ports, and [`virtio`].
 
 pub mod exit;
 pub mod serial;
+pub mod virtio;

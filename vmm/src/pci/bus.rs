@@ -2,10 +2,9 @@
 
 use super::bar::BARS;
 use super::config_port::{ADDRESS, ConfigPort, DATA, DATA_END};
-use super::function::{Effect, Function};
+use super::function::{Effect, Function, PciFunction};
 use super::layout::{self, Decoded, Full, Wanted};
 use super::{SLOTS, nothing};
-use crate::passthrough::Assigned;
 use crate::platform::Platform;
 use beamline_abi::pacer::VENDOR_ID;
 
@@ -35,12 +34,12 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// Puts `assigned` into the next slot and returns that slot.
-    pub fn add(&mut self, assigned: Box<dyn Assigned>) -> Result<usize, BusError> {
+    /// Puts `function` into the next slot and returns that slot.
+    pub fn add(&mut self, function: Box<dyn PciFunction>) -> Result<usize, BusError> {
         if self.functions.len() + 1 >= SLOTS {
             return Err(BusError::Full);
         }
-        self.functions.push(Function::new(assigned));
+        self.functions.push(Function::new(function));
         Ok(self.functions.len())
     }
 
@@ -116,7 +115,7 @@ impl Bus {
         match self.find(at, data.len()) {
             Some((slot, bar, offset)) => {
                 if let Some(f) = self.function(slot) {
-                    f.assigned().bar_read(bar, offset, data);
+                    f.inner().bar_read(bar, offset, data);
                 }
             }
             None => nothing(data),
@@ -128,7 +127,7 @@ impl Bus {
         if let Some((slot, bar, offset)) = self.find(at, data.len())
             && let Some(f) = self.function(slot)
         {
-            f.assigned().bar_write(platform, bar, offset, data);
+            f.inner().bar_write(platform, bar, offset, data);
         }
     }
 
@@ -152,12 +151,12 @@ impl Bus {
         let now = std::mem::take(&mut self.decoded);
         for d in now.iter().filter(|d| !next.contains(d)) {
             if let Some(f) = self.function(d.slot) {
-                f.assigned().unmap(platform, d.bar);
+                f.inner().unmap(platform, d.bar);
             }
         }
         for d in next.iter().filter(|d| !now.contains(d)) {
             if let Some(f) = self.function(d.slot) {
-                f.assigned().map(platform, d.bar, d.at);
+                f.inner().map(platform, d.bar, d.at);
             }
         }
         debug_assert!(next.iter().all(|d| d.bar < BARS), "bars come from BarRegisters");

@@ -4,6 +4,8 @@
 //! * [`bar`]: one function's base address registers.
 //! * [`layout`]: where BARs are put before the guest runs, and where the guest may put them.
 //! * [`function`]: configuration space as the guest sees it.
+//! * [`msix`]: a function's vectors: table, masks, pending bits.
+//! * [`wiring`]: what a function asks of KVM.
 //! * [`bus`]: slots, and who answers at an address.
 
 pub mod bar;
@@ -11,8 +13,12 @@ pub mod bus;
 pub mod config_port;
 pub mod function;
 pub mod layout;
+pub mod msix;
+pub mod wiring;
 
 pub use bus::Bus;
+pub use function::{ConfigEffect, PciFunction};
+pub use wiring::Wiring;
 
 /// Slots of the bus.
 pub const SLOTS: usize = 32;
