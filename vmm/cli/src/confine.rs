@@ -86,7 +86,7 @@ fn warn(enforced: Enforced) {
     match enforced {
         Enforced::Fully => {}
         Enforced::Partly => {
-            tracing::debug!("this kernel's Landlock is an older one: see `beamline doctor`")
+            tracing::debug!("this kernel's Landlock is an older one: see `beamline doctor`");
         }
         Enforced::Not => tracing::warn!(
             "this kernel has no Landlock: files are within reach that the process does not need; see `beamline doctor`"

@@ -88,7 +88,7 @@ enum Command {
     /// Leaves summary.json, timeline.svg and each guest's last image in the output folder. Takes under
     /// three minutes on two CPUs.
     Demo(demo::Options),
-    /// Say what this machine can do: KVM, Vulkan, CPUs, real-time scheduling; and how to mend the rest
+    /// Say what this machine can do: KVM, Vulkan, CPUs, real-time scheduling, sandbox; and how to mend the rest
     Doctor {
         /// Print JSON
         #[arg(long)]
