@@ -21,6 +21,7 @@ pub mod passthrough;
 pub mod pci;
 pub mod platform;
 pub mod probe;
+pub mod sandbox;
 mod turn;
 pub mod vcpu;
 pub mod vm;

@@ -195,7 +195,17 @@ impl Host {
     /// Starts a host. `renderer` is the program that runs one slice's GPU work, with its arguments; the
     /// `model` backend does not use it. When this returns, guests can attach.
     pub fn start(config: HostConfig, renderer: RendererProgram) -> Result<Self, HostError> {
-        let mut host = Self::start_unasked(config, renderer, Arc::new(MonotonicClock))?;
+        Self::start_confined(config, renderer, || Ok(()))
+    }
+
+    /// As [`Self::start`], with `confine` called once the thread is there that starts renderers, and before any
+    /// other: what it does to the calling thread it does to all threads of the host but that one.
+    pub fn start_confined(
+        config: HostConfig,
+        renderer: RendererProgram,
+        confine: impl FnOnce() -> io::Result<()>,
+    ) -> Result<Self, HostError> {
+        let mut host = Self::start_unasked(config, renderer, Arc::new(MonotonicClock), confine)?;
         host.asks = Some(AskThread::start(Arc::clone(&host.controller))?);
         host.api = Some(ApiServer::start(Arc::clone(&host.controller))?);
         Ok(host)
@@ -206,10 +216,12 @@ impl Host {
         config: HostConfig,
         renderer: RendererProgram,
         clock: Arc<dyn Clock>,
+        confine: impl FnOnce() -> io::Result<()>,
     ) -> Result<Self, HostError> {
         let caps = config.caps();
         let ledger = Ledger::load(&config, caps)?;
         let gpu = make_gpu(&config, renderer)?;
+        confine().map_err(system("confine the host's threads"))?;
         let facts = Facts {
             label: gpu.label(),
             gpu: gpu.describe(),

@@ -5,6 +5,7 @@ use crate::failure::refused;
 use crate::output;
 use anyhow::Context;
 use beamline_vmm::probe::{self, KvmKind};
+use beamline_vmm::sandbox::{self, Landlock};
 use serde::Serialize;
 use std::process::{Command, Stdio};
 
@@ -45,7 +46,15 @@ impl Finding {
 
 /// Looks at everything. Fails with exit code 2 where guests cannot run or nothing can render.
 pub(crate) fn doctor(json: bool) -> anyhow::Result<()> {
-    let findings = [kvm(&probe::kvm()), vulkan(&adapters()?), cpus(), realtime(), files()];
+    let findings = [
+        kvm(&probe::kvm()),
+        vulkan(&adapters()?),
+        cpus(),
+        realtime(),
+        files(),
+        seccomp(sandbox::has_seccomp()),
+        landlock(sandbox::landlock()),
+    ];
     if json {
         output::json(&findings)?;
     } else {
@@ -185,6 +194,44 @@ fn files() -> Finding {
     }
 }
 
+fn seccomp(there: bool) -> Finding {
+    if there {
+        return Finding::good("seccomp", "system calls are held to a list per process");
+    }
+    Finding::missing(
+        "seccomp",
+        "this kernel has no seccomp filters: `beamline run` and `beamline host` refuse to start",
+        "use a kernel with CONFIG_SECCOMP_FILTER; --no-sandbox starts them without",
+    )
+}
+
+/// The interface since which all that the sandbox asks for is enforced: devices' requests, abstract sockets and
+/// signals (Linux 6.12).
+const WHOLE_LANDLOCK: u32 = 6;
+
+fn landlock(landlock: Landlock) -> Finding {
+    let limited = |seen: String, mend| Finding::limited("Landlock", seen, mend);
+    match landlock {
+        Landlock::Version(version) if version >= WHOLE_LANDLOCK => {
+            Finding::good("Landlock", format!("version {version} of its interface"))
+        }
+        Landlock::Version(version) => limited(
+            format!(
+                "version {version} of its interface: files are confined, some of the rest is not"
+            ),
+            "use Linux 6.12 or newer",
+        ),
+        Landlock::Off => limited(
+            "it is off: files are within reach that a process does not need".into(),
+            "add `landlock` to the kernel's parameter lsm=",
+        ),
+        Landlock::Missing => limited(
+            "this kernel has none: files are within reach that a process does not need".into(),
+            "use Linux 5.13 or newer with CONFIG_SECURITY_LANDLOCK",
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,8 +253,11 @@ mod tests {
     #[test]
     fn every_finding_that_is_not_good_says_how_to_mend_it() {
         let one = ["a GPU".to_owned()];
-        for finding in [kvm(&probe::kvm()), vulkan(&[]), vulkan(&one), cpus(), realtime(), files()]
-        {
+        let landlocks =
+            [Landlock::Version(7), Landlock::Version(1), Landlock::Off, Landlock::Missing];
+        let sandbox = [seccomp(true), seccomp(false)].into_iter().chain(landlocks.map(landlock));
+        let others = [kvm(&probe::kvm()), vulkan(&[]), vulkan(&one), cpus(), realtime(), files()];
+        for finding in others.into_iter().chain(sandbox) {
             assert_eq!(finding.mend.is_none(), finding.state == State::Good, "{finding:?}");
         }
     }

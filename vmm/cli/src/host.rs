@@ -1,5 +1,6 @@
 //! `beamline host`: schedules one GPU and serves its slices.
 
+use crate::confine;
 use crate::doctor;
 use crate::events::{HostEvent, ReadySlice, SliceStats};
 use crate::failure::{refused, refused_by};
@@ -14,7 +15,7 @@ use std::time::Duration;
 const STATS: Duration = Duration::from_millis(500);
 
 /// Serves the slices of the configuration at `path` until a signal comes or nobody reads stdout.
-pub(crate) fn host(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn host(path: &Path, sandbox: bool) -> anyhow::Result<()> {
     let stop = Stop::install()?;
     let config = HostConfig::load(path).map_err(refused_by)?;
     let adapter = match config.backend {
@@ -22,8 +23,15 @@ pub(crate) fn host(path: &Path) -> anyhow::Result<()> {
         BackendKind::Model => None,
     };
     // This very file, also where it was replaced since.
-    let renderer = RendererProgram { exe: "/proc/self/exe".into(), args: vec!["renderer".into()] };
-    let host = Host::start(config, renderer)
+    let mut renderer =
+        RendererProgram { exe: "/proc/self/exe".into(), args: vec!["renderer".into()] };
+    if sandbox {
+        confine::host_set_up(&config)?;
+    } else {
+        renderer.args.push("--no-sandbox".into());
+    }
+    let confine = || if sandbox { confine::host_run() } else { Ok(()) };
+    let host = Host::start_confined(config, renderer, confine)
         .map_err(|error| classed(error).context(path.display().to_string()))?;
     let mut read = output::json_line(&ready(&host, adapter))?;
     while read && !stop.wait(STATS) {

@@ -5,6 +5,7 @@
     reason = "text for people, off every path: `write!` to a String would add an error that cannot occur"
 )]
 
+mod confine;
 mod demo;
 mod doctor;
 mod events;
@@ -38,6 +39,7 @@ Exit codes:
   0  done
   1  failed while running
   2  bad input, or something that must be there is missing (the message says how to mend it)
+  3  ended by its own sandbox (the message names the system call; docs/sandbox.md)
 
 Set BEAMLINE_LOG=debug (or info, warn, error; per module as in `beamline_mdev=debug`) for logs on stderr.";
 
@@ -62,6 +64,9 @@ enum Command {
     Host {
         /// The host's configuration: GPU, CPUs, slices and their contracts
         config: PathBuf,
+        /// Keep all files, system calls and privileges within reach, to look for what the sandbox stops
+        #[arg(long)]
+        no_sandbox: bool,
     },
     /// Look at a running host's slices, and create, change and remove them
     Slice(slice::Slice),
@@ -74,13 +79,16 @@ enum Command {
         /// Only look for mistakes in the configuration
         #[arg(long)]
         check: bool,
+        /// Keep all files, system calls and privileges within reach, to look for what the sandbox stops
+        #[arg(long)]
+        no_sandbox: bool,
     },
     /// Boot real guests, run them alone and together under each policy, and report on every frame
     ///
     /// Leaves summary.json, timeline.svg and each guest's last image in the output folder. Takes under
     /// three minutes on two CPUs.
     Demo(demo::Options),
-    /// Say what this machine can do: KVM, Vulkan, CPUs, real-time scheduling; and how to mend the rest
+    /// Say what this machine can do: KVM, Vulkan, CPUs, real-time scheduling, sandbox; and how to mend the rest
     Doctor {
         /// Print JSON
         #[arg(long)]
@@ -95,7 +103,10 @@ enum Command {
     Sim(sim::Options),
     /// Executes one slice's GPU work; started by the host
     #[command(hide = true)]
-    Renderer,
+    Renderer {
+        #[arg(long)]
+        no_sandbox: bool,
+    },
     /// Prints the names of all Vulkan devices; started by doctor and demo
     #[command(hide = true)]
     Adapters,
@@ -118,14 +129,14 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     output::start_logs();
     match cli.command {
-        Command::Host { config } => host::host(&config),
+        Command::Host { config, no_sandbox } => host::host(&config, !no_sandbox),
         Command::Slice(options) => slice::slice(options),
-        Command::Run { guest, check } => run::run(&guest, check),
+        Command::Run { guest, check, no_sandbox } => run::run(&guest, check, !no_sandbox),
         Command::Demo(options) => demo::demo(&options),
         Command::Doctor { json } => doctor::doctor(json),
         Command::Report(options) => report::report(&options),
         Command::Sim(options) => sim::sim(&options),
-        Command::Renderer => renderer::renderer(),
+        Command::Renderer { no_sandbox } => renderer::renderer(!no_sandbox),
         Command::Adapters => doctor::print_adapters(),
     }
 }

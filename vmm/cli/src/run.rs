@@ -1,5 +1,6 @@
 //! `beamline run`: boots one guest.
 
+use crate::confine;
 use crate::failure::{refused, refused_by};
 use crate::output;
 use crate::signals::Stop;
@@ -19,7 +20,7 @@ impl Console for Stdout {
 }
 
 /// Boots the guest that `path` describes, and waits for its end or a signal.
-pub(crate) fn run(path: &Path, check: bool) -> anyhow::Result<()> {
+pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()> {
     let stop = Stop::install()?;
     let config = Config::load(path).map_err(refused_by)?;
     let image = &config.guest.image;
@@ -34,9 +35,15 @@ pub(crate) fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         output::line(&format!("{}: no mistakes found", path.display()));
         return Ok(());
     }
-    let handle = Vm::with_console(config, Box::new(Stdout))
-        .and_then(Vm::start)
-        .map_err(|error| classed(error).context(path.display().to_string()))?;
+    if sandbox {
+        confine::vmm_set_up(&config)?;
+    }
+    let failed = |error| classed(error).context(path.display().to_string());
+    let vm = Vm::with_console(config, Box::new(Stdout)).map_err(failed)?;
+    if sandbox {
+        confine::vmm_run()?;
+    }
+    let handle = vm.start().map_err(failed)?;
     match wait(&handle, &stop)? {
         ExitReason::GuestExit(0) | ExitReason::Shutdown | ExitReason::Stopped => Ok(()),
         reason => Err(anyhow::anyhow!("{reason}")),

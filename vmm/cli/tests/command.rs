@@ -54,8 +54,11 @@ struct Host {
 
 impl Host {
     fn start(folder: &Path) -> Self {
-        let mut child =
-            beamline(&["host", "host.toml"], folder).stdout(Stdio::piped()).spawn().unwrap();
+        Self::start_with(&["host", "host.toml"], folder)
+    }
+
+    fn start_with(arguments: &[&str], folder: &Path) -> Self {
+        let mut child = beamline(arguments, folder).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let ready = lines.next().unwrap().unwrap();
         assert!(ready.starts_with(r#"{"event":"ready","label":"modelled""#), "{ready}");
@@ -142,6 +145,40 @@ fn a_host_serves_until_it_is_told_to_end_and_leaves_no_socket() {
     let (code, last) = host.end();
     assert_eq!((code, last.as_str()), (Some(0), r#"{"event":"drained"}"#));
     assert!(sockets(folder.path()).is_empty());
+}
+
+/// What the kernel says of each thread of a process.
+fn threads(of: &Child) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", of.id())).unwrap();
+    tasks.filter_map(|t| std::fs::read_to_string(t.unwrap().path().join("status")).ok()).collect()
+}
+
+/// Whether a thread is held to a list of system calls, and gains no privileges.
+fn is_confined(status: &str) -> bool {
+    status.contains("NoNewPrivs:\t1\n") && status.contains("Seccomp:\t2\n")
+}
+
+#[test]
+fn every_thread_of_a_host_is_confined_unless_it_is_asked_not_to_be() {
+    let folder = folder_with(&[("host.toml", HOST)]);
+    let host = Host::start(folder.path());
+    let all = threads(&host.child);
+    assert!(all.len() > 5 && all.iter().all(|t| is_confined(t)), "{all:#?}");
+    assert_eq!(host.end().0, Some(0));
+    let host = Host::start_with(&["host", "host.toml", "--no-sandbox"], folder.path());
+    assert!(threads(&host.child).iter().all(|t| !is_confined(t)));
+    assert_eq!(host.end().0, Some(0));
+}
+
+#[test]
+fn a_confined_host_leaves_its_files_where_it_is_told_to() {
+    let output = "[output]\nstamps = \"logs/of/stamps.bin\"\nimages = \"pictures\"\n";
+    let folder = folder_with(&[("host.toml", &format!("{HOST}{output}"))]);
+    let host = Host::start(folder.path());
+    assert_eq!(host.end().0, Some(0));
+    let log = std::fs::metadata(folder.path().join("logs/of/stamps.bin")).unwrap();
+    assert!(log.len() > 0, "the log has its meta data");
+    assert!(folder.path().join("pictures").is_dir());
 }
 
 #[test]
@@ -249,6 +286,8 @@ fn two_guests_on_one_slice_are_refused() {
     let (code, text) = failure(&["run", "vr.toml"], folder.path());
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("vr-pacer.sock"), "{text}");
+    let all = threads(&first);
+    assert!(all.len() > 1 && all.iter().all(|t| is_confined(t)), "{all:#?}");
     // The first one is not disturbed, and ends in order.
     assert!(first.try_wait().unwrap().is_none());
     kill_process(Pid::from_child(&first), Signal::TERM).unwrap();

@@ -47,8 +47,14 @@ fn key(index: u16, life: u32) -> SliceKey {
     SliceKey { index, generation: Generation(life) }
 }
 
-/// This test program as a renderer.
+/// Names the command `beamline`, to have these tests judge its renderers, which are in a sandbox.
+const COMMAND: &str = "BEAMLINE_RENDERER";
+
+/// This test program as a renderer, or the command.
 fn launcher() -> Launcher {
+    if let Some(command) = std::env::var_os(COMMAND) {
+        return Launcher { exe: command.into(), ..Launcher::this_program() };
+    }
     Launcher {
         exe: std::env::current_exe().unwrap(),
         args: ["renderer::tests::child", "--exact", "--ignored", "--nocapture"]

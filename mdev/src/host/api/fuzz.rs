@@ -43,7 +43,7 @@ impl Door {
         let clock = Arc::new(Moved::default());
         let time: Arc<dyn Clock> = clock.clone();
         let renderer = RendererProgram { exe: "none".into(), args: Vec::new() };
-        let host = Host::start_unasked(config, renderer, time)?;
+        let host = Host::start_unasked(config, renderer, time, || Ok(()))?;
         // One thread that stays, so that threads can be counted.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()

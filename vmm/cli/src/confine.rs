@@ -1,0 +1,109 @@
+//! The sandbox of each process that this command becomes: what it may still open, and when it gives up the rest.
+
+use crate::failure::refused;
+use beamline_mdev::config::{BackendKind, HostConfig};
+use beamline_vmm::Config;
+use beamline_vmm::sandbox::{
+    Enforced, Files, Keep, Role, SandboxError, Threads, confine, drop_capabilities, launcher_files,
+    renderer_files, restrict,
+};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+
+/// This very file, also where it was replaced since.
+const PROGRAM: &str = "/proc/self/exe";
+
+/// What every process may read: itself, where a panic looks for names, and its share of the machine.
+fn own_files() -> Files {
+    Files {
+        read: ["/proc/self", PROGRAM, "/sys/fs/cgroup"].map(Into::into).into(),
+        ..Files::default()
+    }
+}
+
+/// Leaves this process the files that `config` names. Before its guest is built.
+pub(crate) fn vmm_set_up(config: &Config) -> anyhow::Result<()> {
+    let mut files = own_files();
+    files.read.push(config.guest.image.clone());
+    files.devices.push("/dev/kvm".into());
+    warn(restrict(&files, Keep::vmm_set_up()).map_err(classed)?);
+    Ok(())
+}
+
+/// Leaves this process what a running guest takes. Once the guest is built, before it runs.
+pub(crate) fn vmm_run() -> anyhow::Result<()> {
+    drop_capabilities(Keep::urgency()).map_err(classed)?;
+    confine(Role::Vmm, Threads::All).map_err(classed)
+}
+
+/// Leaves this process the folders of `config` and what renderers take. Before it starts any thread.
+pub(crate) fn host_set_up(config: &HostConfig) -> anyhow::Result<()> {
+    let mut files = own_files();
+    // Landlock's rules are about what is there.
+    make_folder(&config.run_dir);
+    files.write.push(config.run_dir.clone());
+    if let Some(images) = &config.images {
+        make_folder(images);
+        files.write.push(images.clone());
+    }
+    if let Some(stamps) = &config.stamps {
+        make_file(stamps);
+        files.write.push(stamps.clone());
+    }
+    let renders = config.backend == BackendKind::Wgpu;
+    if renders {
+        files = files.and(launcher_files(Path::new(PROGRAM)));
+    }
+    warn(restrict(&files, Keep::host()).map_err(classed)?);
+    if renders {
+        confine(Role::Launcher, Threads::All).map_err(classed)?;
+    }
+    Ok(())
+}
+
+/// Leaves the calling thread, and those that it starts, what serving slices takes.
+pub(crate) fn host_run() -> io::Result<()> {
+    confine(Role::Host, Threads::Calling).map_err(io::Error::other)
+}
+
+/// Leaves this process what rendering takes, the looking for a driver included. Before it does anything.
+pub(crate) fn renderer() -> anyhow::Result<()> {
+    // The host has said where the kernel cannot.
+    restrict(&renderer_files(), Keep::urgency()).map_err(classed)?;
+    confine(Role::Renderer, Threads::All).map_err(classed)
+}
+
+/// A kernel without seccomp is the user's to mend; the rest has failed.
+fn classed(error: SandboxError) -> anyhow::Error {
+    match error {
+        SandboxError::NoSeccomp => refused(error),
+        other => anyhow::Error::new(other).context("the sandbox"),
+    }
+}
+
+fn warn(enforced: Enforced) {
+    match enforced {
+        Enforced::Fully => {}
+        Enforced::Partly => {
+            tracing::debug!("this kernel's Landlock is an older one: see `beamline doctor`");
+        }
+        Enforced::Not => tracing::warn!(
+            "this kernel has no Landlock: files are within reach that the process does not need; see `beamline doctor`"
+        ),
+    }
+}
+
+/// Makes a folder that is its owner's alone. Where that fails, whoever uses it says so.
+fn make_folder(path: &Path) {
+    let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+}
+
+/// Makes an empty file and its folder. Where that fails, whoever uses it says so.
+fn make_file(path: &Path) {
+    if let Some(folder) = path.parent() {
+        let _ = std::fs::create_dir_all(folder);
+    }
+    // One that is there stays as it is.
+    let _ = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
+}
