@@ -38,7 +38,10 @@ pub(crate) fn run(path: &Path, check: bool) -> anyhow::Result<()> {
         .and_then(Vm::start)
         .map_err(|error| classed(error).context(path.display().to_string()))?;
     match wait(&handle, &stop)? {
-        ExitReason::GuestExit(0) | ExitReason::Shutdown | ExitReason::Stopped => Ok(()),
+        ExitReason::GuestExit(0)
+        | ExitReason::Shutdown
+        | ExitReason::Reset
+        | ExitReason::Stopped => Ok(()),
         reason => Err(anyhow::anyhow!("{reason}")),
     }
 }
@@ -49,6 +52,7 @@ fn classed(error: VmError) -> anyhow::Error {
         VmError::Kvm(_)
         | VmError::Memory(_)
         | VmError::Boot(_)
+        | VmError::Acpi(_)
         | VmError::Connect(_)
         | VmError::Attach(_)
         | VmError::Bus(_) => refused_by(error),

@@ -6,7 +6,7 @@ mod memory;
 mod vcpus;
 
 pub use devices::{Device, VfioUserDevice};
-pub use guest::Guest;
+pub use guest::{Guest, OnReset};
 pub use memory::Memory;
 pub use vcpus::Vcpus;
 
