@@ -3,8 +3,8 @@
 use super::bar::BARS;
 use super::config_port::{ADDRESS, ConfigPort, DATA, DATA_END};
 use super::function::{Effect, Function, PciFunction};
-use super::layout::{self, Decoded, Full, Wanted};
-use super::{SLOTS, nothing};
+use super::layout::{self, Decoded, Full, Wanted, Windows};
+use super::{SLOTS, ecam, nothing};
 use crate::platform::Platform;
 use beamline_abi::pacer::VENDOR_ID;
 
@@ -31,9 +31,15 @@ pub struct Bus {
     /// Slot 0 is the host bridge; function `n` is in slot `n + 1`.
     functions: Vec<Function>,
     decoded: Vec<Decoded>,
+    windows: Windows,
 }
 
 impl Bus {
+    /// An empty bus whose BARs go to `windows`.
+    pub fn new(windows: Windows) -> Self {
+        Self { windows, ..Self::default() }
+    }
+
     /// Puts `function` into the next slot and returns that slot.
     pub fn add(&mut self, function: Box<dyn PciFunction>) -> Result<usize, BusError> {
         if self.functions.len() + 1 >= SLOTS {
@@ -51,7 +57,7 @@ impl Bus {
                 wanted.extend(shape.map(|shape| Wanted { slot, bar, shape }));
             }
         }
-        for (slot, bar, at) in layout::place(wanted)? {
+        for (slot, bar, at) in layout::place(self.windows, wanted)? {
             if let Some(function) = self.function(slot) {
                 function.bars().place(bar, at);
             }
@@ -112,6 +118,13 @@ impl Bus {
 
     /// A read of guest-physical memory that is not RAM; all-ones where nothing answers.
     pub fn mmio_read(&mut self, at: u64, data: &mut [u8]) {
+        match ecam::target(at, data.len()) {
+            None => {}
+            Some(ecam::Target::Function { slot, offset }) => {
+                return self.config_read(slot, offset, data);
+            }
+            Some(ecam::Target::Nothing) => return nothing(data),
+        }
         match self.find(at, data.len()) {
             Some((slot, bar, offset)) => {
                 if let Some(f) = self.function(slot) {
@@ -124,6 +137,13 @@ impl Bus {
 
     /// A write of guest-physical memory that is not RAM; dropped where nothing answers.
     pub fn mmio_write(&mut self, platform: &mut Platform, at: u64, data: &[u8]) {
+        match ecam::target(at, data.len()) {
+            None => {}
+            Some(ecam::Target::Function { slot, offset }) => {
+                return self.config_write(platform, slot, offset, data);
+            }
+            Some(ecam::Target::Nothing) => return,
+        }
         if let Some((slot, bar, offset)) = self.find(at, data.len())
             && let Some(f) = self.function(slot)
         {
@@ -147,7 +167,7 @@ impl Bus {
                 f.decoded().map(move |(bar, at, size)| Decoded { slot, bar, at, size })
             })
             .collect();
-        let next = layout::decode(&self.decoded, &ask);
+        let next = layout::decode(self.windows, &self.decoded, &ask);
         let now = std::mem::take(&mut self.decoded);
         for d in now.iter().filter(|d| !next.contains(d)) {
             if let Some(f) = self.function(d.slot) {

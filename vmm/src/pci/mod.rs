@@ -1,6 +1,7 @@
 //! PCI bus 0: configuration access, slots, base address registers and what they decode.
 //!
 //! * [`config_port`]: the ports 0xcf8 and 0xcfc.
+//! * [`ecam`]: the same registers, and those above 256, as memory.
 //! * [`bar`]: one function's base address registers.
 //! * [`layout`]: where BARs are put before the guest runs, and where the guest may put them.
 //! * [`function`]: configuration space as the guest sees it.
@@ -11,6 +12,7 @@
 pub mod bar;
 pub mod bus;
 pub mod config_port;
+pub mod ecam;
 pub mod function;
 pub mod layout;
 pub mod msix;
