@@ -288,7 +288,7 @@ impl Guest {
                 input.u8().into(),
             ),
             7 => self.offer(input.u8().into()),
-            8 => self.write(NOTIFY + 4 * (input.u8() % 4) as u64, 2, 0),
+            8 => self.write(NOTIFY + 4 * u64::from(input.u8() % 4), 2, 0),
             9 => {
                 let at = Self::place(input) % (RAM - 256);
                 let bytes = input.bytes(255).to_vec();
