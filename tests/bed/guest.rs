@@ -40,6 +40,22 @@ pub(crate) struct Machine<'a> {
     pub(crate) words: &'a str,
 }
 
+/// What a machine has that its guest's script does not choose.
+pub(crate) struct Hardware<'a> {
+    /// A processor of QEMU's.
+    pub(crate) cpu: &'a str,
+    /// As QEMU takes it.
+    pub(crate) memory: &'a str,
+    /// A folder that the guest sees as the 9p file system `share`, and cannot write.
+    pub(crate) share: Option<&'a Path>,
+}
+
+impl Default for Hardware<'_> {
+    fn default() -> Self {
+        Self { cpu: "max", memory: "512M", share: None }
+    }
+}
+
 /// A guest that runs.
 pub(crate) struct Guest {
     process: Process,
@@ -56,6 +72,16 @@ impl Guest {
 
     /// Starts a guest whose files are in `folder`.
     pub(crate) fn start(bed: &Bed, folder: &Path, machine: &Machine<'_>) -> Self {
+        Self::start_on(bed, folder, machine, &Hardware::default())
+    }
+
+    /// Starts a guest whose files are in `folder`.
+    pub(crate) fn start_on(
+        bed: &Bed,
+        folder: &Path,
+        machine: &Machine<'_>,
+        hardware: &Hardware<'_>,
+    ) -> Self {
         let mut initramfs =
             Initramfs::on(&bed.initramfs).file("test.sh", machine.script.as_bytes());
         for name in machine.programs {
@@ -67,9 +93,11 @@ impl Guest {
         let mut words = format!("console=ttyS0 panic=-1 quiet {}", machine.words);
         let mut command = Command::new(&bed.qemu);
         command
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", "512M"])
+            .args(["-accel", "tcg,thread=multi", "-cpu", hardware.cpu, "-smp", "1"])
             // The functions' servers map the guest's memory, so it is a file that can be shared.
-            .args(["-object", "memory-backend-memfd,id=memory,size=512M,share=on"])
+            .arg("-object")
+            .arg(format!("memory-backend-memfd,id=memory,size={},share=on", hardware.memory))
+            .args(["-m", hardware.memory])
             .args(["-M", "q35,memory-backend=memory,kernel-irqchip=split"])
             .args(["-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"])
             // It dies with this process, also where that is killed.
@@ -94,6 +122,15 @@ impl Guest {
                 // VFIO refuses a device whose interrupts nobody remaps, unless it is told not to.
                 words.push_str(" vfio_iommu_type1.allow_unsafe_interrupts=1");
             }
+        }
+        if let Some(share) = hardware.share {
+            let folder = share.display();
+            command
+                .arg("-fsdev")
+                .arg(format!(
+                    "local,id=share,path={folder},security_model=none,readonly=on,multidevs=remap"
+                ))
+                .args(["-device", "virtio-9p-pci,fsdev=share,mount_tag=share"]);
         }
         for device in &machine.devices {
             command.args(["-device", device]);

@@ -15,6 +15,7 @@ mod guest;
 mod held;
 mod host;
 mod killed;
+mod linux;
 mod neighbour;
 mod pacer;
 mod picture;

@@ -3,6 +3,8 @@
 use crate::failure::refused;
 use beamline_mdev::config::{BackendKind, HostConfig};
 use beamline_vmm::Config;
+use beamline_vmm::config::{Device, InputDevice};
+use beamline_vmm::devices::virtio::console::Output;
 use beamline_vmm::sandbox::{
     Enforced, Files, Keep, Role, SandboxError, Threads, confine, drop_capabilities, launcher_files,
     renderer_files, restrict,
@@ -26,9 +28,46 @@ fn own_files() -> Files {
 pub(crate) fn vmm_set_up(config: &Config) -> anyhow::Result<()> {
     let mut files = own_files();
     files.read.push(config.guest.image.clone());
+    files.read.extend(config.guest.initrd.clone());
     files.devices.push("/dev/kvm".into());
+    for device in &config.devices {
+        device_files(device, &mut files);
+    }
     warn(restrict(&files, Keep::vmm_set_up()).map_err(classed)?);
     Ok(())
+}
+
+/// What a device of the VMM's own opens.
+fn device_files(device: &Device, files: &mut Files) {
+    match device {
+        Device::Blk(disk) => {
+            let path = disk.source.path.clone();
+            if is_device(&path) {
+                files.devices.push(path);
+            } else if disk.source.readonly {
+                files.read.push(path);
+            } else {
+                files.write.push(path);
+            }
+        }
+        Device::Net(_) => files.devices.push("/dev/net/tun".into()),
+        Device::Vsock(_) => files.devices.push("/dev/vhost-vsock".into()),
+        Device::Input(InputDevice::Evdev(path)) => files.devices.push(path.clone()),
+        Device::Console(console) => {
+            if let Output::File(path) = &console.output {
+                make_file(path);
+                files.write.push(path.clone());
+            }
+        }
+        Device::Input(InputDevice::Kind(_))
+        | Device::VfioUser(_)
+        | Device::Rng
+        | Device::Balloon => {}
+    }
+}
+
+fn is_device(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|at| !at.is_file() && !at.is_dir())
 }
 
 /// Leaves this process what a running guest takes. Once the guest is built, before it runs.

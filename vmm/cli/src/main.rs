@@ -18,6 +18,7 @@ mod run;
 mod signals;
 mod sim;
 mod slice;
+mod terminal;
 
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
@@ -72,7 +73,8 @@ enum Command {
     Slice(slice::Slice),
     /// Boot one guest, until it ends or SIGINT or SIGTERM comes
     ///
-    /// What the guest writes to its serial port goes to stdout.
+    /// What the guest writes to its serial port goes to stdout, line by line. Where stdin and stdout are a
+    /// terminal, that becomes the guest's console: every key is the guest's, and Ctrl-A x ends it.
     Run {
         /// The guest's configuration: image, memory, CPUs, devices
         guest: PathBuf,

@@ -4,7 +4,9 @@ use crate::confine;
 use crate::failure::{refused, refused_by};
 use crate::output;
 use crate::signals::Stop;
+use crate::terminal::{Keys, Terminal, TerminalConsole};
 use anyhow::Context;
+use beamline_vmm::config::OnReset;
 use beamline_vmm::{Config, Console, ExitReason, Vm, VmError, VmHandle};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::unix::net::UnixStream;
@@ -31,25 +33,45 @@ pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()>
             image.display()
         )));
     }
+    if let Some(initrd) = config.guest.initrd.as_ref().filter(|i| !i.is_file()) {
+        return Err(refused(format!(
+            "{}: guest.initrd: there is no file {}",
+            path.display(),
+            initrd.display()
+        )));
+    }
     if check {
         output::line(&format!("{}: no mistakes found", path.display()));
         return Ok(());
     }
+    if sandbox && config.guest.on_reset == OnReset::Reboot {
+        return Err(refused(format!(
+            "{}: guest.on_reset: a guest that reboots is built anew, and the sandbox lets a running VMM open nothing: use \"end\", \
+             or --no-sandbox",
+            path.display()
+        )));
+    }
     if sandbox {
         confine::vmm_set_up(&config)?;
     }
+    let terminal = Terminal::take().context("cannot take over the terminal")?;
     let failed = |error| classed(error).context(path.display().to_string());
-    let vm = Vm::with_console(config, Box::new(Stdout)).map_err(failed)?;
-    if sandbox {
-        confine::vmm_run()?;
-    }
-    let handle = vm.start().map_err(failed)?;
-    match wait(&handle, &stop)? {
-        ExitReason::GuestExit(0)
-        | ExitReason::Shutdown
-        | ExitReason::Reset
-        | ExitReason::Stopped => Ok(()),
-        reason => Err(anyhow::anyhow!("{reason}")),
+    loop {
+        let console: Box<dyn Console> =
+            if terminal.is_some() { Box::new(TerminalConsole::new()) } else { Box::new(Stdout) };
+        let vm = Vm::with_console(config.clone(), console).map_err(failed)?;
+        if sandbox {
+            confine::vmm_run()?;
+        }
+        let handle = vm.start().map_err(failed)?;
+        match wait(&handle, &stop, terminal.as_ref())? {
+            ExitReason::Reset if config.guest.on_reset == OnReset::Reboot && !stop.requested() => {}
+            ExitReason::GuestExit(0)
+            | ExitReason::Shutdown
+            | ExitReason::Reset
+            | ExitReason::Stopped => return Ok(()),
+            reason => return Err(anyhow::anyhow!("{reason}")),
+        }
     }
 }
 
@@ -70,8 +92,8 @@ fn classed(error: VmError) -> anyhow::Error {
     }
 }
 
-/// Waits for the guest's end, or stops it when a signal comes.
-fn wait(handle: &VmHandle, stop: &Stop) -> anyhow::Result<ExitReason> {
+/// Waits for the guest's end, or stops it when a signal or Ctrl-A x comes. What is typed goes to the guest.
+fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::Result<ExitReason> {
     let (ended, ends) = UnixStream::pair().context("cannot make a pipe")?;
     std::thread::scope(|scope| {
         let waiter = scope.spawn(move || {
@@ -80,19 +102,43 @@ fn wait(handle: &VmHandle, stop: &Stop) -> anyhow::Result<ExitReason> {
             drop(ends);
             reason
         });
+        let (mut input, mut keys) = (terminal.map(Terminal::input), Keys::default());
         loop {
-            let mut fds = [PollFd::new(stop, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
+            let mut fds =
+                vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
+            fds.extend(input.map(|input| PollFd::new(input, PollFlags::IN)));
             match poll(&mut fds, None) {
-                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
                     handle.request_stop();
                     return Err(error).context("poll");
                 }
-                Ok(_) => break,
+                Ok(_) => {}
             }
-        }
-        if stop.requested() {
-            handle.stop();
+            if !fds[0].revents().is_empty() {
+                handle.stop();
+                break;
+            }
+            if !fds[1].revents().is_empty() {
+                break;
+            }
+            let Some(from) = input else { continue };
+            let mut typed = [0; 256];
+            match rustix::io::read(from, &mut typed) {
+                // The terminal has gone away. The guest goes on.
+                Ok(0) => input = None,
+                Ok(n) => {
+                    let (passed, end) = keys.pass(&typed[..n]);
+                    // A guest that does not read loses what is typed.
+                    handle.type_in(&passed);
+                    if end {
+                        handle.stop();
+                        break;
+                    }
+                }
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
+                Err(_) => input = None,
+            }
         }
         waiter.join().map_err(|_| anyhow::anyhow!("the thread that waited for the guest panicked"))
     })

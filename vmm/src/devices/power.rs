@@ -25,8 +25,9 @@ pub const SLEEP_OFF: u8 = 5;
 
 /// `PWRBTN_STS` and `PWRBTN_EN` (tables 4.11 and 4.12).
 const POWER_BUTTON: u16 = 1 << 8;
-/// Status bits that exist: others are never set.
-const ENABLES: u16 = POWER_BUTTON | 1 | 1 << 5;
+/// Enable bits that hold what is written: timer, global lock, button, clock. Kernels check that they do; only
+/// the button's status is ever set.
+const ENABLES: u16 = 1 | 1 << 5 | POWER_BUTTON | 1 << 10;
 /// `SCI_EN` (table 4.13): ACPI mode, always.
 const SCI_ENABLE: u16 = 1;
 /// `SLP_EN`, and where `SLP_TYP` is.

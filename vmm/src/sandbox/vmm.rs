@@ -63,11 +63,38 @@ const OTHERS: [u32; 7] = [
     libc::TIOCGWINSZ as u32,
 ];
 
+/// What a guest's driver negotiates with a tap, and the kernel's own devices, which a driver starts and stops
+/// (linux/vhost.h): owner, features, memory, and what a ring and its eventfds are.
+const DEVICES: [u32; 14] = [
+    libc::TUNSETOFFLOAD as u32,
+    vhost(READ, 0x00, size_of::<u64>()),
+    vhost(WRITE, 0x00, size_of::<u64>()),
+    vhost(NONE, 0x01, 0),
+    vhost(NONE, 0x02, 0),
+    // VHOST_SET_MEM_TABLE, whose size is that of its head.
+    vhost(WRITE, 0x03, size_of::<u64>()),
+    vhost(WRITE, 0x10, 2 * size_of::<u32>()),
+    vhost(WRITE, 0x11, 2 * size_of::<u32>() + 4 * size_of::<u64>()),
+    vhost(WRITE, 0x12, 2 * size_of::<u32>()),
+    vhost(READ | WRITE, 0x12, 2 * size_of::<u32>()),
+    vhost(WRITE, 0x20, 2 * size_of::<u32>()),
+    vhost(WRITE, 0x21, 2 * size_of::<u32>()),
+    vhost(WRITE, 0x22, 2 * size_of::<u32>()),
+    // VHOST_VSOCK_SET_RUNNING
+    vhost(WRITE, 0x61, size_of::<libc::c_int>()),
+];
+
+/// The number of one of vhost's requests.
+const fn vhost(direction: u32, number: u32, size: usize) -> u32 {
+    direction << 30 | (size as u32) << 16 | 0xaf << 8 | number
+}
+
 pub(super) fn calls() -> Calls {
     common::calls()
         .and(common::no_new_code())
         .allow_values(libc::SYS_ioctl, 1, &KVM)
         .allow_values(libc::SYS_ioctl, 1, &OTHERS)
+        .allow_values(libc::SYS_ioctl, 1, &DEVICES)
         // A vCPU's nice value and time slice.
         .allow(&[libc::SYS_sched_setattr])
         // Disks and files that are open.

@@ -1,0 +1,172 @@
+//! A stock Linux kernel on Beamline's own VMM, which runs on `/dev/kvm` in the bed's guest: QEMU's processor in
+//! software has SVM, and `kvm_amd` uses it. So there are two kernels: the outer one, QEMU's guest, and the
+//! inner one, Beamline's.
+
+use crate::bed::Bed;
+use crate::guest::{Guest, Hardware, Iommu, Machine};
+use crate::{turn, words};
+use beamline_abi::pacer;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::process::Command;
+
+/// A processor that QEMU models with SVM and nested paging.
+const CPU: &str = "EPYC-v4";
+/// What the inner guest's lines start with: its name in `beamline run`.
+const INNER: &str = "inner: ";
+/// The inner guest's CPUs.
+const CPUS: usize = 2;
+
+/// What the outer guest does first. Its own terminal is the test's line, and not the inner guest's.
+const OUTER: &str = r"
+set -e
+modprobe kvm_amd
+modprobe 9pnet_virtio
+modprobe 9p
+mkdir /share
+mount -t 9p -o trans=virtio,version=9p2000.L,cache=loose,msize=262144 share /share
+beamline() {
+    /share/ld-linux-x86-64.so.2 --library-path /share /share/beamline $* </dev/null
+}
+set +e
+";
+
+/// The inner guest's first process. What it says goes to the serial port.
+const INIT: &str = r#"#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+echo "up: release=$(uname -r) cpus=$(nproc) clock=$(date +%s) memory=$(awk '/MemTotal/ { print $2 }' /proc/meminfo)"
+awk '/^apicid/ { print "cpu: apicid=" $3 }' /proc/cpuinfo
+sed 's/^/interrupt: /' /proc/interrupts
+for function in /sys/bus/pci/devices/*; do
+    echo "pci: at=$(basename $function) vendor=$(cat $function/vendor) device=$(cat $function/device)" \
+        "bytes=$(stat -c %s $function/config)"
+done
+"#;
+
+/// The folder that the outer guest sees: the command with its libraries, the kernel, the inner guest's
+/// initrd and configurations.
+fn share(bed: &Bed, folder: &Path, init: &str, files: &[(&str, &str)]) {
+    std::fs::create_dir(folder).unwrap();
+    put(&bed.beamline, &folder.join("beamline"));
+    put(&bed.kernel, &folder.join("vmlinuz"));
+    for library in libraries(&bed.beamline) {
+        put(&library, &folder.join(library.file_name().expect("a library has a name")));
+    }
+    let initrd = crate::archive::Initramfs::on(&bed.initramfs).file("inner", init.as_bytes());
+    std::fs::write(folder.join("initrd"), initrd.finish()).unwrap();
+    for (name, text) in files {
+        std::fs::write(folder.join(name), text).unwrap();
+    }
+}
+
+/// A second name where that can be had, else a copy.
+fn put(from: &Path, to: &Path) {
+    let from = std::fs::canonicalize(from).unwrap();
+    if std::fs::hard_link(&from, to).is_err() {
+        std::fs::copy(&from, to).unwrap();
+    }
+}
+
+/// The libraries of a program, and what loads them: the paths in what `ldd` says.
+fn libraries(program: &Path) -> Vec<std::path::PathBuf> {
+    let said = Command::new("ldd").arg(program).output().unwrap();
+    assert!(said.status.success(), "ldd {}: {}", program.display(), said.status);
+    let text = String::from_utf8(said.stdout).unwrap();
+    text.split_whitespace().filter(|word| word.starts_with('/')).map(Into::into).collect()
+}
+
+/// The inner guest's configuration: `init` is its first process, `memory` its RAM.
+fn config(memory: &str, more: &str) -> String {
+    format!(
+        "[guest]\nname = \"inner\"\nimage = \"vmlinuz\"\ninitrd = \"initrd\"\n\
+         cmdline = \"console=ttyS0 panic=-1 quiet rdinit=/inner\"\n\
+         [memory]\nsize = \"{memory}\"\n[vcpus]\ncount = {CPUS}\n{more}"
+    )
+}
+
+/// Runs `script` in the outer guest; everything that both have said.
+fn run(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
+    let script = format!("{OUTER}{script}");
+    let machine = Machine {
+        script: &script,
+        programs: &[],
+        devices: vec![],
+        iommu: Iommu::None,
+        words: "mitigations=off",
+    };
+    let share = folder.join("share");
+    let hardware = Hardware { cpu: CPU, memory: "2G", share: Some(&share) };
+    Guest::start_on(bed, folder, &machine, &hardware).finish()
+}
+
+/// The lines of the inner guest that start with `start`, without that.
+fn inner<'a>(said: &'a [String], start: &str) -> Vec<&'a str> {
+    said.iter().filter_map(|line| line.strip_prefix(INNER)?.strip_prefix(start)).collect()
+}
+
+fn hex(text: &str) -> u64 {
+    u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap()
+}
+
+/// How often each CPU had the interrupt whose line has all of `names`.
+fn counts(said: &[String], names: &[&str]) -> Vec<u64> {
+    let lines = inner(said, "interrupt: ");
+    let line = lines.iter().find(|line| names.iter().all(|name| line.contains(name)));
+    let line = line.unwrap_or_else(|| panic!("no interrupt has {names:?}: {lines:#?}"));
+    line.split_whitespace().skip(1).take(CPUS).map(|n| n.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_stock_kernel_boots_on_two_cpus_and_switches_off() {
+    let Some(bed) = Bed::ready("a_stock_kernel_boots_on_two_cpus_and_switches_off") else { return };
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    // More RAM than there is room below the PCI window; pages that nobody touches cost nothing.
+    let init = format!("{INIT}poweroff -f\n");
+    share(&bed, &folder.path().join("share"), &init, &[("linux.toml", &config("4G", ""))]);
+    let said = run(
+        &bed,
+        folder.path(),
+        "echo before: clock=$(date +%s)\n\
+         beamline run /share/linux.toml\n\
+         echo ended: status=$?\n\
+         echo after: clock=$(date +%s)\n",
+    );
+
+    let up = inner(&said, "up: ");
+    let up = words(up.first().expect("the inner guest's user space says that it is up"));
+    assert_eq!(up["cpus"], "2");
+    let memory: u64 = up["memory"].parse().unwrap();
+    assert!(memory > 3 << 20, "RAM above 4 GiB is missing: {memory} KiB");
+    let ids: BTreeSet<&str> = inner(&said, "cpu: ").iter().map(|l| words(l)["apicid"]).collect();
+    assert_eq!(ids, ["0", "1"].into());
+
+    // Both CPUs run, and wake each other; the serial port and power management have their interrupts.
+    let timers = counts(&said, &["LOC:"]);
+    assert!(timers.iter().all(|n| *n > 0), "{timers:?}");
+    assert!(counts(&said, &["RES:"]).iter().sum::<u64>() > 0);
+    assert!(counts(&said, &["IO-APIC", "4-edge", "ttyS0"]).iter().sum::<u64>() > 0);
+    counts(&said, &["IO-APIC", "9-fasteoi", "acpi"]);
+
+    // The clock was right: it is the outer guest's.
+    let outer = |start: &str| {
+        let line = said.iter().find(|line| line.starts_with(start)).expect("it is said");
+        words(line)["clock"].parse::<u64>().unwrap()
+    };
+    let clock = up["clock"].parse().unwrap();
+    // Each is cut to whole seconds.
+    assert!((outer("before: ") - 1..=outer("after: ") + 1).contains(&clock), "{clock}");
+
+    // The host bridge, by the window for configuration space: else it has 256 bytes.
+    let bridge = inner(&said, "pci: ");
+    let bridge = words(bridge.first().expect("the bus has a host bridge"));
+    assert_eq!((bridge["at"], bridge["bytes"]), ("0000:00:00.0", "4096"));
+    assert_eq!(hex(bridge["vendor"]), u64::from(pacer::VENDOR_ID));
+
+    // ACPI's S5 ended it.
+    assert!(said.iter().any(|line| line == "ended: status=0"), "{:?}", said.last());
+}
