@@ -7,6 +7,7 @@ use crate::guest::{Guest, Hardware, Iommu, Machine};
 use crate::{turn, words};
 use beamline_abi::pacer;
 use std::collections::BTreeSet;
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 
@@ -175,6 +176,38 @@ fn a_stock_kernel_boots_on_two_cpus_and_switches_off() {
     assert!(said.iter().any(|line| line == "ended: status=0"), "{:?}", said.last());
 }
 
+/// The ELF image in a bzImage (linux: Documentation/arch/x86/boot.rst, `payload_offset`), which Debian packs
+/// with zstd.
+fn vmlinux(bzimage: &[u8]) -> Vec<u8> {
+    let word = |at: usize| u32::from_le_bytes(bzimage[at..at + 4].try_into().unwrap()) as usize;
+    let sectors = usize::from(bzimage[0x1f1]);
+    let payload = (sectors + 1) * 512 + word(0x248);
+    // Its last 4 bytes are the unpacked size.
+    let packed = &bzimage[payload..payload + word(0x24c) - 4];
+    let mut elf = Vec::new();
+    let mut unpacker = ruzstd::decoding::StreamingDecoder::new(packed).unwrap();
+    unpacker.read_to_end(&mut elf).unwrap();
+    elf
+}
+
+#[test]
+fn a_stock_kernel_boots_by_the_pvh_protocol() {
+    let Some(bed) = Bed::ready("a_stock_kernel_boots_by_the_pvh_protocol") else { return };
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let config = config("256M", "").replace("vmlinuz", "vmlinux");
+    let init = format!("{INIT}poweroff -f\n");
+    share(&bed, &folder.path().join("share"), &init, &[("linux.toml", &config)]);
+    let elf = vmlinux(&std::fs::read(&bed.kernel).unwrap());
+    std::fs::write(folder.path().join("share/vmlinux"), elf).unwrap();
+    let said = run(&bed, folder.path(), "beamline run /share/linux.toml\necho ended: status=$?\n");
+    let up = inner(&said, "up: ");
+    let up = words(up.first().expect("the inner guest's user space says that it is up"));
+    assert_eq!(up["cpus"], "2");
+    counts(&said, &["IO-APIC", "9-fasteoi", "acpi"]);
+    assert!(said.iter().any(|line| line == "ended: status=0"), "{said:#?}");
+}
+
 #[test]
 fn a_guest_is_typed_to_and_boots_again_after_its_reset() {
     let test = "a_guest_is_typed_to_and_boots_again_after_its_reset";
@@ -236,7 +269,7 @@ fn a_slices_functions_work_behind_our_own_vmm() {
          beamline host /share/host.toml &\n\
          beamline run /share/linux.toml\n\
          echo ended: status=$?\n\
-         killall beamline ld-linux-x86-64.so.2\n\
+         killall ld-linux-x86-64.so.2\n\
          wait\n",
     );
 
