@@ -68,6 +68,115 @@ fn stop_ends_spinning_and_halted_guests() {
     }
 }
 
+/// Starts vCPU 1 at 0x8000 with 16-bit `code`, and halts.
+fn start_second(code: &[u8]) -> Asm {
+    const APIC: u32 = 0xfee0_0000;
+    let mut asm = Asm::default();
+    for (at, word) in (0x8000..).step_by(4).zip(code.chunks(4)) {
+        let mut bytes = [0x90; 4];
+        bytes[..word.len()].copy_from_slice(word);
+        asm = asm.store(at, u32::from_le_bytes(bytes));
+    }
+    asm.store(APIC + 0xf0, 0x1ff) // enabled
+        .store(APIC + 0x310, 1 << 24) // to APIC ID 1:
+        .store(APIC + 0x300, 0x4500) // INIT
+        .store(APIC + 0x300, 0x4608) // SIPI, page 8
+        .raw(&[0xf4, 0xeb, 0xfd])
+}
+
+/// Runs `code` on `count` vCPUs, of which it starts the second.
+fn run_on(count: u32, code: &Asm) -> (ExitReason, Recorder) {
+    let console = Recorder::default();
+    let (mut config, _dir) = guest(code);
+    config.vcpus.count = count;
+    let handle = Vm::with_console(config, Box::new(console.clone())).unwrap().start().unwrap();
+    let reason = handle.wait_timeout(LONG).expect("the guest ends");
+    (reason, console)
+}
+
+#[test]
+fn the_second_vcpu_starts_and_ends_the_guest() {
+    if !kvm_or_skip("the_second_vcpu_starts_and_ends_the_guest") {
+        return;
+    }
+    // mov dx, 0x3f8; out 'B', '\n'; out 0xf4, 9
+    let code = [0xba, 0xf8, 0x03, 0xb0, b'B', 0xee, 0xb0, b'\n', 0xee, 0xb0, 9, 0xe6, 0xf4];
+    let (reason, console) = run_on(3, &start_second(&code));
+    assert_eq!(reason, ExitReason::GuestExit(9), "while two others halt and wait");
+    assert_eq!(console.lines(), ["vr: B"]);
+}
+
+#[test]
+fn a_triple_fault_of_any_vcpu_ends_the_guest() {
+    if !kvm_or_skip("a_triple_fault_of_any_vcpu_ends_the_guest") {
+        return;
+    }
+    // lidt [0x7f00], which is empty; ud2
+    let (reason, _) = run_on(2, &start_second(&[0x0f, 0x01, 0x1e, 0x00, 0x7f, 0x0f, 0x0b]));
+    let ExitReason::Error(e) = reason else { panic!("{reason:?}") };
+    assert!(matches!(e, GuestError::TripleFault { .. } | GuestError::Internal { .. }), "{e}");
+}
+
+#[test]
+fn stop_ends_vcpus_that_were_never_started() {
+    if !kvm_or_skip("stop_ends_vcpus_that_were_never_started") {
+        return;
+    }
+    let (mut config, _dir) = guest(&Asm::default().print("up\n").raw(&[0xeb, 0xfe]));
+    config.vcpus.count = 4;
+    let console = Recorder::default();
+    let handle = Vm::with_console(config, Box::new(console.clone())).unwrap().start().unwrap();
+    while console.lines().is_empty() {
+        assert_eq!(handle.wait_timeout(Duration::from_millis(1)), None);
+    }
+    assert_eq!(handle.stop(), ExitReason::Stopped);
+    assert_eq!(handle.type_in(b"x"), 1, "a guest that has ended takes all");
+    handle.press_power_button();
+}
+
+#[test]
+fn s5_is_a_shutdown() {
+    if !kvm_or_skip("s5_is_a_shutdown") {
+        return;
+    }
+    // mov dx, 0x604; mov ax, SLP_EN | 5 << 10; out dx, ax
+    let code = [0x66, 0xba, 0x04, 0x06, 0x66, 0xb8, 0x00, 0x34, 0x66, 0xef, 0xeb, 0xfe];
+    assert_eq!(run(&Asm::default().raw(&code)).0, ExitReason::Shutdown);
+}
+
+#[test]
+fn configuration_space_is_memory_too() {
+    if !kvm_or_skip("configuration_space_is_memory_too") {
+        return;
+    }
+    let code = Asm::default()
+        .load(0xfeb0_0000)
+        .expect(0x00ff_bea3, 1)
+        .load(0xfeb0_0100)
+        .expect(0, 2)
+        .load(0xfeb0_8000)
+        .expect(u32::MAX, 3)
+        .store(0xfeb0_8004, 7)
+        .exit(0);
+    assert_eq!(run(&code).0, ExitReason::GuestExit(0));
+}
+
+#[test]
+fn what_is_typed_reaches_the_guest() {
+    if !kvm_or_skip("what_is_typed_reaches_the_guest") {
+        return;
+    }
+    // mov dx, 0x3fd; wait for a byte; mov dx, 0x3f8; in al, dx; out 0xf4, al
+    let code = Asm::default().print("ready\n").raw(&[
+        0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xe6,
+        0xf4,
+    ]);
+    let (config, _dir) = guest(&code);
+    let handle = Vm::new(config).unwrap().start().unwrap();
+    assert_eq!(handle.type_in(b"Q"), 1);
+    assert_eq!(handle.wait_timeout(LONG), Some(ExitReason::GuestExit(u32::from(b'Q'))));
+}
+
 #[test]
 fn stop_before_the_thread_runs_is_not_lost() {
     if !kvm_or_skip("stop_before_the_thread_runs_is_not_lost") {

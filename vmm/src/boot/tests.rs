@@ -141,7 +141,7 @@ fn a_linux_guest_is_told_its_memory_command_line_and_initrd() {
     let high = zero::E820 + 4 * 20;
     assert_eq!((long(high), long(high + 8), word(high + 16)), (1 << 32, 2 << 30, 1));
     // Every page that the entry relies on is mapped to itself.
-    let (_, sregs) = start.registers(kvm_bindings::kvm_sregs::default());
+    let (_, sregs) = start.registers(kvm_sregs::default());
     for at in [entry.entry.0, entry.zero_page.0, 0xffff_f000] {
         let step = |table: u64, shift: u32| {
             m.read_obj::<u64>(Gpa(table + 8 * (at >> shift & 511))).unwrap()
