@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 const SETUP: Setup = Setup { slices: 64, hz: 60, prompt: false, stamps: false };
 const SECONDS: u64 = 15;
+/// Until all memory that idle slices touch has been touched, s.
+const SETTLE: u64 = 3;
 /// Most of one core, %, for all of them.
 const CPU: f64 = 3.0;
 /// Most memory of one of them, MiB.
@@ -18,12 +20,13 @@ pub(super) fn measure() -> anyhow::Result<(Vec<Row>, Vec<Gate>)> {
     let one = Pacers::start(Setup { slices: 1, ..SETUP })?;
     let before = resident()?;
     let many = Pacers::start(SETUP)?;
+    std::thread::sleep(Duration::from_secs(SETTLE));
+    let each = (resident()? - before) / SETUP.slices as f64;
+    one.end(Setup { slices: 1, ..SETUP })?;
     let (start, used) = (Instant::now(), cpu()?);
     std::thread::sleep(Duration::from_secs(SECONDS));
     let share = (cpu()? - used) / start.elapsed().as_secs_f64() * 100.0;
-    let each = (resident()? - before) / SETUP.slices as f64;
     many.end(SETUP)?;
-    one.end(Setup { slices: 1, ..SETUP })?;
     let Setup { slices, hz, .. } = SETUP;
     println!(
         "{slices} idle slices at {hz} Hz: {share:.2}% of a core, {each:.2} MiB of memory each, this program's clients \

@@ -171,7 +171,12 @@ impl Stack {
             let kick = device.kick(CONTROL_QUEUE).context("the vGPU has no control queue")?;
             let mut fds = [readable(kick), readable(device.wake()), readable(&self.servers.stop)];
             wait(&mut fds)?;
-            if !fds[0].revents().is_empty() {
+            let came = [!fds[0].revents().is_empty(), !fds[1].revents().is_empty()];
+            if came[1] {
+                device.wake().take();
+            }
+            if came[0] {
+                kick.take();
                 return Ok(());
             }
             let _ = self.worker.step(MonotonicClock.now());

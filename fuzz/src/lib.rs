@@ -15,6 +15,7 @@ mod pci_config;
 mod renderer_messages;
 mod vfio_user_client;
 mod vfio_user_stream;
+mod virtio_devices;
 mod virtqueue;
 
 pub use limit::MOST as MOST_AT_ONCE;
@@ -29,7 +30,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     Target { name: "vfio_user_stream", run: vfio_user_stream::run },
     Target { name: "vfio_user_client", run: vfio_user_client::run },
     Target { name: "pci_config", run: pci_config::run },
@@ -37,6 +38,7 @@ pub const TARGETS: [Target; 8] = [
     Target { name: "gpu_commands", run: gpu_commands::run },
     Target { name: "marker_ring", run: marker_ring::run },
     Target { name: "renderer_messages", run: renderer_messages::run },
+    Target { name: "virtio_devices", run: virtio_devices::run },
     Target { name: "control_api", run: control_api::run },
 ];
 

@@ -3,6 +3,11 @@
 use rustix::process::Pid;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
+
+/// Between two looks, and looks that have to be the same.
+const LOOK: Duration = Duration::from_millis(20);
+const LOOKS: u32 = 10;
 
 /// Descriptors by kind, and shared memory that is mapped.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,6 +40,19 @@ impl Held {
         let sizes: Vec<u64> = sizes.collect();
         Self { descriptors, mappings: (sizes.len(), sizes.iter().sum()) }
     }
+}
+
+/// What this child of ours holds once it has closed what it was about to close: the control connection of a request
+/// that has been answered ends a moment later.
+pub(crate) fn at_rest(pid: Pid) -> Held {
+    let (mut held, mut same) = (Held::by(pid), 0);
+    while same < LOOKS {
+        std::thread::sleep(LOOK);
+        let now = Held::by(pid);
+        same = if now == held { same + 1 } else { 0 };
+        held = now;
+    }
+    held
 }
 
 /// Command lines of the processes that were told of `folder`.

@@ -226,7 +226,7 @@ fn neighbours_lose_no_frame_where_qemu_is_killed() {
     let mut random = Random::seeded();
     let host = Host::start_beside(&bed, folder.path(), 60, "display", &neighbours());
     let watched = Watched::attach(&host);
-    let before = Held::by(host.pid());
+    let before = held::at_rest(host.pid());
     println!("the host holds {before:?}");
 
     let mut stages = [Stage::Boot, Stage::Vblanks, Stage::Flips].repeat(TIMES);

@@ -2,20 +2,27 @@
 //!
 //! ```text
 //! config ─► Vm::new ─► Vm::start ─► VmHandle ─► ExitReason
-//!            │ memory, boot, pci, passthrough      ▲
-//!            └────────► vCPU thread ───────────────┘
+//!            │ memory, acpi, boot, pci, passthrough ▲
+//!            └──► vCPU threads ──► machine ─────────┘
+//!                 one each         one lock, for exits that trap
 //! ```
 //!
 //! Neither a guest's doorbells nor its interrupts pass through this process: a doorbell is a KVM
 //! ioeventfd, an interrupt a KVM irqfd, and a mapped page a KVM memory slot ([`passthrough`]). What
-//! does trap is served by the vCPU's own thread, which owns every device: there is no lock.
+//! does trap is served by the thread of the vCPU that trapped, under the one lock around the machine: the bus,
+//! the devices and KVM's slots and routes. Nothing else takes that lock, apart from someone who types on the
+//! serial port or presses the power button.
 
+pub mod acpi;
 pub mod boot;
 mod clock;
 pub mod config;
+mod cpuid;
 pub mod devices;
 pub mod interrupt;
 mod kick;
+mod life;
+mod machine;
 pub mod memory;
 pub mod passthrough;
 pub mod pci;

@@ -1,12 +1,23 @@
 //! The guest's RAM: one sealed memfd, mapped here and handed to the functions that do DMA.
+//!
+//! RAM that does not fit below the PCI window goes on at 4 GiB:
+//!
+//! ```text
+//! memfd    0 ............ 3 GiB ............ size
+//! guest    0 ............ WINDOW | PCI, APICs | 4 GiB ............
+//! ```
 
 use crate::Gpa;
+use crate::pci::layout;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use vm_memory::mmap::MmapRegionError;
 use vm_memory::{FileOffset, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+/// Where the RAM goes on that does not fit below the PCI window.
+pub const HIGH_START: u64 = 1 << 32;
 
 /// Why there is no RAM.
 #[derive(Debug, thiserror::Error)]
@@ -37,12 +48,33 @@ pub enum MemoryError {
     },
 }
 
-/// RAM from guest-physical address 0.
+/// A piece of the RAM, without a gap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// First guest-physical address.
+    pub at: Gpa,
+    /// Bytes.
+    pub size: u64,
+    /// Where it starts in the memfd: bytes.
+    pub offset: u64,
+}
+
+/// How `size` bytes of RAM lie around the PCI window.
+fn parts(size: u64) -> Vec<Part> {
+    let low = size.min(layout::WINDOW);
+    let mut parts = vec![Part { at: Gpa(0), size: low, offset: 0 }];
+    if size > low {
+        parts.push(Part { at: Gpa(HIGH_START), size: size - low, offset: low });
+    }
+    parts
+}
+
+/// RAM from guest-physical address 0 on.
 #[derive(Debug)]
 pub struct GuestRam {
     file: Arc<File>,
     size: u64,
-    region: Arc<MmapRegion>,
+    parts: Vec<(Part, Arc<MmapRegion>)>,
     memory: GuestMemoryMmap,
 }
 
@@ -59,20 +91,37 @@ impl GuestRam {
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
             .map_err(|e| memfd(e.into()))?;
         let file = Arc::new(file);
-        let length = usize::try_from(size).map_err(|_| MemoryError::Layout { size })?;
-        let region = MmapRegion::from_file(FileOffset::from_arc(Arc::clone(&file), 0), length)
-            .map_err(|source| MemoryError::Map { size, source })?;
-        let region = Arc::new(region);
-        let guest_region = GuestRegionMmap::with_arc(Arc::clone(&region), Gpa(0))
-            .ok_or(MemoryError::Layout { size })?;
-        let memory = GuestMemoryMmap::from_regions(vec![guest_region])
-            .map_err(|_| MemoryError::Layout { size })?;
-        Ok(Self { file, size, region, memory })
+        let mut mapped = Vec::new();
+        let mut regions = Vec::new();
+        for part in parts(size) {
+            let length = usize::try_from(part.size).map_err(|_| MemoryError::Layout { size })?;
+            let offset = FileOffset::from_arc(Arc::clone(&file), part.offset);
+            let region = MmapRegion::from_file(offset, length)
+                .map_err(|source| MemoryError::Map { size: part.size, source })?;
+            let region = Arc::new(region);
+            let guest_region = GuestRegionMmap::with_arc(Arc::clone(&region), part.at)
+                .ok_or(MemoryError::Layout { size })?;
+            regions.push(guest_region);
+            mapped.push((part, region));
+        }
+        let memory =
+            GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Layout { size })?;
+        Ok(Self { file, size, parts: mapped, memory })
     }
 
-    /// Bytes.
+    /// Bytes, of all parts.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// End of the part from address 0 on.
+    pub fn low_end(&self) -> u64 {
+        self.size.min(layout::WINDOW)
+    }
+
+    /// The address after the last byte of RAM.
+    pub fn end(&self) -> u64 {
+        self.parts.last().map_or(0, |(part, _)| part.at.0 + part.size)
     }
 
     /// The memfd.
@@ -80,9 +129,14 @@ impl GuestRam {
         self.file.as_fd()
     }
 
-    /// The mapping, for a KVM memory slot.
-    pub fn region(&self) -> Arc<MmapRegion> {
-        Arc::clone(&self.region)
+    /// The parts, from the lowest on.
+    pub fn parts(&self) -> impl Iterator<Item = Part> + '_ {
+        self.parts.iter().map(|(part, _)| *part)
+    }
+
+    /// The parts' mappings, for KVM memory slots.
+    pub fn regions(&self) -> impl Iterator<Item = (Gpa, Arc<MmapRegion>)> + '_ {
+        self.parts.iter().map(|(part, region)| (part.at, Arc::clone(region)))
     }
 
     /// Access by guest-physical address.
@@ -108,5 +162,21 @@ mod tests {
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut back, 0x1000).unwrap();
         assert_eq!(u32::from_le_bytes(back), 0x1234_5678);
         assert!(ram.memory().write_obj(0u32, Gpa(2 << 20)).is_err());
+    }
+
+    #[test]
+    fn large_ram_leaves_the_pci_window_free() {
+        // Pages that nobody touches cost nothing.
+        let ram = GuestRam::new(5 << 30).unwrap();
+        let low = Part { at: Gpa(0), size: layout::WINDOW, offset: 0 };
+        let high = Part { at: Gpa(HIGH_START), size: 2 << 30, offset: 3 << 30 };
+        assert_eq!(ram.parts().collect::<Vec<_>>(), [low, high]);
+        assert_eq!((ram.low_end(), ram.end()), (layout::WINDOW, HIGH_START + (2 << 30)));
+        ram.memory().write_obj(7u32, Gpa(HIGH_START)).unwrap();
+        assert!(ram.memory().write_obj(7u32, Gpa(layout::WINDOW)).is_err());
+        let mut back = [0; 4];
+        let file = File::from(ram.fd().try_clone_to_owned().unwrap());
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut back, 3 << 30).unwrap();
+        assert_eq!(u32::from_le_bytes(back), 7);
     }
 }

@@ -58,6 +58,14 @@ pub enum PlatformError {
         /// Why.
         source: errno::Error,
     },
+    /// An interrupt's line.
+    #[error("KVM refused the level of GSI {gsi}")]
+    Line {
+        /// The interrupt.
+        gsi: u32,
+        /// Why.
+        source: errno::Error,
+    },
     /// The routing table.
     #[error(transparent)]
     Route(#[from] RouteError),
@@ -151,6 +159,18 @@ impl Platform {
     /// and every one after it stays readable in `event`.
     pub fn detach_irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
         self.irqfd(event, gsi, KVM_IRQFD_FLAG_DEASSIGN)
+    }
+
+    /// Sets the level of a pin's line.
+    pub fn set_line(&self, gsi: Gsi, level: bool) -> Result<(), PlatformError> {
+        self.vm
+            .set_irq_line(gsi.number(), level)
+            .map_err(|source| PlatformError::Line { gsi: gsi.number(), source })
+    }
+
+    /// Wires the pins as a PC's are. KVM's own wiring has the timer on another pin.
+    pub fn wire_pins(&self) -> Result<(), PlatformError> {
+        Ok(self.routes.commit(&self.vm)?)
     }
 
     fn irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi, flags: u32) -> Result<(), PlatformError> {

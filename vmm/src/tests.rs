@@ -41,12 +41,12 @@ fn a_triple_fault_is_explained() {
 }
 
 #[test]
-fn a_reset_is_a_shutdown() {
-    if !kvm_or_skip("a_reset_is_a_shutdown") {
+fn a_reset_ends_the_guest_as_one() {
+    if !kvm_or_skip("a_reset_ends_the_guest_as_one") {
         return;
     }
     let (reason, _) = run(&Asm::default().raw(&[0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe]));
-    assert_eq!(reason, ExitReason::Shutdown);
+    assert_eq!(reason, ExitReason::Reset);
 }
 
 #[test]

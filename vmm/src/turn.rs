@@ -6,9 +6,10 @@ use crate::vcpu::GuestError;
 use rustix::thread::CpuSet;
 use std::io;
 
-/// Places the calling thread as `vcpus` asks.
-pub(crate) fn place(vcpus: &Vcpus) -> Result<(), GuestError> {
-    let Vcpus { cpus, nice, slice_us } = vcpus;
+/// Places the calling thread, which runs vCPU `index`, as `vcpus` asks.
+pub(crate) fn place(vcpus: &Vcpus, index: u32) -> Result<(), GuestError> {
+    let Vcpus { nice, slice_us, .. } = vcpus;
+    let cpus = vcpus.cpus_of(index);
     if !cpus.is_empty() {
         let mut set = CpuSet::new();
         for cpu in cpus {

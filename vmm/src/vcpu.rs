@@ -1,25 +1,22 @@
-//! The vCPU: its CPUID, its registers at entry, and the loop that serves what exits.
+//! A vCPU: its registers at entry, and the loop that serves what exits.
+//!
+//! The guest's `hlt` never exits: KVM's local APIC is in the kernel, and so is the wait for an interrupt.
+//! A vCPU other than the first waits there, too, for the INIT and SIPI that start it.
 
-use crate::boot::pvh;
-use crate::devices::exit;
-use crate::devices::serial::{self, SerialPort};
+use crate::boot::Start;
+use crate::cpuid::{self, Seat};
 use crate::kick::Kickable;
-use crate::pci::{Bus, nothing};
-use crate::platform::Platform;
+use crate::machine::SharedMachine;
 use crate::probe::internal_error;
 use crate::vm::ExitReason;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use vmm_sys_util::errno;
 
-/// Keyboard controller command port, and the command that pulses the reset line.
-const KEYBOARD: u16 = 0x64;
-const KEYBOARD_RESET: u8 = 0xfe;
-/// Reset control register, and its bit that resets.
-const RESET_CONTROL: u16 = 0xcf9;
-const RESET_CPU: u8 = 4;
+/// Model-specific registers that a kernel expects firmware to have set up (Intel SDM, volume 4): fast string
+/// operations on; memory is write-back where no range says otherwise, which keeps the PAT in use.
+const MSRS: [(u32, u64); 2] = [(0x1a0, 1), (0x2ff, 1 << 11 | 6)];
 
 /// Why a vCPU could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -73,10 +70,10 @@ pub enum GuestError {
         why: String,
     },
     /// The thread could not be set up.
-    #[error("the vCPU thread cannot start: {0}")]
+    #[error("a vCPU's thread cannot start: {0}")]
     Thread(String),
     /// The VMM has a bug.
-    #[error("the vCPU thread panicked: this is a bug of the VMM")]
+    #[error("a vCPU's thread panicked: this is a bug of the VMM")]
     Panicked,
 }
 
@@ -91,7 +88,19 @@ pub struct Exits {
     pub other: u64,
 }
 
-/// [`Exits`], as they are counted: one thread writes.
+impl std::ops::Add for Exits {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            io: self.io.wrapping_add(other.io),
+            mmio: self.mmio.wrapping_add(other.mmio),
+            other: self.other.wrapping_add(other.other),
+        }
+    }
+}
+
+/// [`Exits`] of one vCPU, as they are counted: its thread writes.
 #[derive(Debug, Default)]
 pub(crate) struct ExitCounters {
     io: AtomicU64,
@@ -109,57 +118,51 @@ impl ExitCounters {
     }
 }
 
-/// One more; only the vCPU thread writes, so that no locked instruction is needed.
+/// One more; only the vCPU's thread writes, so that no locked instruction is needed.
 fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
-/// Everything that a guest's exits reach. Owned by the vCPU's thread.
-pub(crate) struct Machine {
-    pub(crate) bus: Bus,
-    pub(crate) serial: SerialPort,
-    pub(crate) platform: Platform,
-    pub(crate) exits: Arc<ExitCounters>,
-}
-
-/// Gives `vcpu` the host's CPUID and the registers of a PVH entry.
-pub(crate) fn set_up(kvm: &Kvm, vcpu: &VcpuFd, entry: pvh::Entry) -> Result<(), VcpuError> {
+/// Gives the vCPU at `seat` the host's CPUID and, where it is the first, the registers at entry.
+pub(crate) fn set_up(kvm: &Kvm, vcpu: &VcpuFd, seat: Seat, start: Start) -> Result<(), VcpuError> {
     let refused = |what| move |source| VcpuError { what, source };
-    let mut cpuid =
+    let host =
         kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("to list the CPUID"))?;
-    let deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
-    adapt_cpuid(&mut cpuid, deadline_timer);
+    let entries = cpuid::adapt(&host, seat, kvm.check_extension(Cap::TscDeadlineTimer));
+    // The list is as long as KVM's own, and four longer at most.
+    let cpuid = CpuId::from_entries(&entries)
+        .map_err(|_| refused("the CPUID")(errno::Error::new(libc::E2BIG)))?;
     vcpu.set_cpuid2(&cpuid).map_err(refused("the CPUID"))?;
+    set_msrs(vcpu);
+    if seat.index > 0 {
+        // It waits for its SIPI, as KVM made it.
+        return Ok(());
+    }
     let sregs = vcpu.get_sregs().map_err(refused("to read the registers"))?;
-    let (regs, sregs) = pvh::registers(entry, sregs);
+    let (regs, sregs) = start.registers(sregs);
     vcpu.set_sregs(&sregs).map_err(refused("the special registers"))?;
     vcpu.set_regs(&regs).map_err(refused("the registers"))
 }
 
-/// One CPU with APIC ID 0, x2APIC and, where KVM has it, the TSC-deadline timer.
-fn adapt_cpuid(cpuid: &mut CpuId, deadline_timer: bool) {
-    const X2APIC: u32 = 1 << 21;
-    const TSC_DEADLINE: u32 = 1 << 24;
-    const HYPERVISOR: u32 = 1 << 31;
-    for entry in cpuid.as_mut_slice() {
-        match entry.function {
-            1 => {
-                entry.ecx |= X2APIC | HYPERVISOR;
-                if deadline_timer {
-                    entry.ecx |= TSC_DEADLINE;
-                }
-                // APIC ID 0; one logical processor.
-                entry.ebx = (entry.ebx & 0xffff) | 1 << 16;
-            }
-            // Topology: x2APIC ID 0.
-            0xb | 0x1f => entry.edx = 0,
-            _ => {}
+/// Where KVM does not know a register, the guest does without.
+fn set_msrs(vcpu: &VcpuFd) {
+    for (index, data) in MSRS {
+        let entry = kvm_msr_entry { index, data, ..Default::default() };
+        let set = Msrs::from_entries(&[entry]).is_ok_and(|m| matches!(vcpu.set_msrs(&m), Ok(1)));
+        if !set {
+            tracing::debug!("KVM does not set the guest's MSR {index:#x}");
         }
     }
 }
 
-/// Runs the guest until it ends or `stop` is set and the thread is kicked.
-pub(crate) fn run(vcpu: &mut VcpuFd, machine: &mut Machine, stop: &AtomicBool) -> ExitReason {
+/// Runs a vCPU until the guest ends or `stop` is set and the thread is kicked. The machine is locked for as
+/// long as an exit is served.
+pub(crate) fn run(
+    vcpu: &mut VcpuFd,
+    machine: &SharedMachine,
+    exits: &ExitCounters,
+    stop: &AtomicBool,
+) -> ExitReason {
     let mut kickable = Kickable::new(vcpu);
     let vcpu = kickable.vcpu();
     loop {
@@ -168,33 +171,38 @@ pub(crate) fn run(vcpu: &mut VcpuFd, machine: &mut Machine, stop: &AtomicBool) -
         }
         let ended = match vcpu.run() {
             Ok(VcpuExit::MmioRead(at, data)) => {
-                count(&machine.exits.mmio);
-                machine.bus.mmio_read(at, data);
+                count(&exits.mmio);
+                machine.lock().bus.mmio_read(at, data);
                 None
             }
             Ok(VcpuExit::MmioWrite(at, data)) => {
-                count(&machine.exits.mmio);
-                machine.bus.mmio_write(&mut machine.platform, at, data);
+                count(&exits.mmio);
+                machine.lock().mmio_write(at, data);
                 None
             }
             Ok(VcpuExit::IoIn(port, data)) => {
-                count(&machine.exits.io);
-                machine.io_read(port, data);
+                count(&exits.io);
+                machine.lock().io_read(port, data);
                 None
             }
             Ok(VcpuExit::IoOut(port, data)) => {
-                count(&machine.exits.io);
-                machine.io_write(port, data)
+                count(&exits.io);
+                machine.lock().io_write(port, data)
             }
             Ok(VcpuExit::SystemEvent(..)) => Some(ExitReason::Shutdown),
             Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_)) => {
-                count(&machine.exits.other);
+                count(&exits.other);
                 None
             }
             Err(e) if e.errno() == libc::EINTR => {
-                count(&machine.exits.other);
+                count(&exits.other);
                 // Cleared before `stop` is looked at: a kick in between sets it again.
                 vcpu.set_kvm_immediate_exit(0);
+                None
+            }
+            // A vCPU that waited for its SIPI was woken.
+            Err(e) if e.errno() == libc::EAGAIN => {
+                count(&exits.other);
                 None
             }
             other => {
@@ -204,35 +212,6 @@ pub(crate) fn run(vcpu: &mut VcpuFd, machine: &mut Machine, stop: &AtomicBool) -
         };
         if let Some(reason) = ended {
             return reason;
-        }
-    }
-}
-
-impl Machine {
-    fn io_read(&mut self, port: u16, data: &mut [u8]) {
-        match port {
-            serial::PORT..=serial::PORT_END => self.serial.read(port, data),
-            _ if self.bus.io_read(port, data) => {}
-            // The keyboard controller is empty and idle: guests wait for that before they reset.
-            KEYBOARD => data.fill(0),
-            _ => nothing(data),
-        }
-    }
-
-    fn io_write(&mut self, port: u16, data: &[u8]) -> Option<ExitReason> {
-        match (port, data) {
-            (exit::PORT, _) => Some(ExitReason::GuestExit(exit::code(data))),
-            (KEYBOARD, [KEYBOARD_RESET, ..]) => Some(ExitReason::Shutdown),
-            (RESET_CONTROL, [value]) if value & RESET_CPU != 0 => Some(ExitReason::Shutdown),
-            (serial::PORT..=serial::PORT_END, _) => {
-                self.serial.write(port, data);
-                None
-            }
-            _ => {
-                // Writes to ports where nothing is are dropped.
-                let _ = self.bus.io_write(&mut self.platform, port, data);
-                None
-            }
         }
     }
 }

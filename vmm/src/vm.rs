@@ -2,39 +2,43 @@
 //!
 //! ```text
 //!  Vm::new        start                    guest ends, fails, or stop
-//!  ───────► Built ─────► Starting ─► Running ───────────────────────► Ended(ExitReason)
+//!  ───────► Built ─────► Running ───────────────────────► Ended(ExitReason)
 //! ```
 //!
-//! `Built` is [`Vm`], the rest [`VmHandle`]. The vCPU's thread owns all devices; the handle shares with it
-//! only the state, a flag and counters.
+//! `Built` is [`Vm`], the rest [`VmHandle`]. The vCPUs' threads own the machine; the handle shares with them
+//! their state, a flag and counters, and reaches the machine only for as long as they run it.
 
-use crate::Gpa;
-use crate::boot::pvh::{self, BootError};
+use crate::acpi::{self, AcpiError, Board};
+use crate::boot::{self, BootError};
 use crate::clock;
 use crate::config::{Config, Device, Vcpus};
+use crate::cpuid::Seat;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
+use crate::devices::virtio;
 use crate::interrupt::Gsi;
-use crate::kick::{self, Thread};
+use crate::kick;
+use crate::life::{Life, Seated};
+use crate::machine::{Machine, SharedMachine};
 use crate::memory::{GuestRam, MemoryError};
-use crate::passthrough::Assigned;
 use crate::passthrough::connect::{ConnectError, Cutter, connect};
 use crate::passthrough::vfio_user::{AttachError, VfioUser};
-use crate::pci::Bus;
 use crate::pci::bus::BusError;
+use crate::pci::layout::Windows;
+use crate::pci::{Bus, PciFunction};
 use crate::platform::{Platform, PlatformError};
 use crate::probe::{self, KvmKind};
 use crate::turn;
-use crate::vcpu::{self, ExitCounters, Exits, GuestError, Machine, VcpuError};
+use crate::vcpu::{self, ExitCounters, Exits, GuestError, VcpuError};
+use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VcpuFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use vmm_sys_util::errno;
 
 /// Three pages that Intel's KVM needs somewhere, outside RAM and the PCI window.
 const TSS: usize = 0xfffb_d000;
-/// How long a stopped guest's thread may take before its functions are cut off.
+/// How long a stopped guest's threads may take before its functions are cut off.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a guest cannot be built or started.
@@ -57,6 +61,9 @@ pub enum VmError {
     /// The image.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
     /// KVM's slots and interrupts.
     #[error(transparent)]
     Platform(#[from] PlatformError),
@@ -69,6 +76,9 @@ pub enum VmError {
     /// A function.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// A device of our own.
+    #[error(transparent)]
+    Device(#[from] virtio::BuildError),
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
@@ -87,8 +97,10 @@ pub enum VmError {
 pub enum ExitReason {
     /// It wrote this code to the exit port.
     GuestExit(u32),
-    /// It shut down or reset itself.
+    /// It switched off.
     Shutdown,
+    /// It reset itself.
+    Reset,
     /// It failed.
     Error(GuestError),
     /// [`VmHandle::stop`].
@@ -100,6 +112,7 @@ impl std::fmt::Display for ExitReason {
         match self {
             Self::GuestExit(code) => write!(f, "the guest ended with code {code}"),
             Self::Shutdown => f.write_str("the guest shut down"),
+            Self::Reset => f.write_str("the guest reset itself"),
             Self::Error(e) => e.fmt(f),
             Self::Stopped => f.write_str("the guest was stopped"),
         }
@@ -109,16 +122,15 @@ impl std::fmt::Display for ExitReason {
 /// A guest that is built and has not run.
 pub struct Vm {
     name: String,
-    vcpus: Vcpus,
-    vcpu: VcpuFd,
-    machine: Machine,
+    placement: Vcpus,
+    vcpus: Vec<VcpuFd>,
+    machine: SharedMachine,
     cutters: Vec<Cutter>,
-    /// RAM outlives everything that refers to it.
-    ram: GuestRam,
+    controls: Vec<(usize, virtio::Control)>,
 }
 
 impl Vm {
-    /// Builds the guest: RAM, image, vCPU, functions. Its output is logged.
+    /// Builds the guest: RAM, image, vCPUs, functions. Its output is logged.
     pub fn new(config: Config) -> Result<Self, VmError> {
         Self::with_console(config, Box::new(LogConsole))
     }
@@ -127,7 +139,11 @@ impl Vm {
     pub fn with_console(mut config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
         let devices = std::mem::take(&mut config.devices);
         let mut builder = Builder::new(config, console)?;
-        for Device::VfioUser(device) in &devices {
+        for (index, device) in devices.iter().enumerate() {
+            let Device::VfioUser(device) = device else {
+                builder.attach_own(index, device)?;
+                continue;
+            };
             let (client, cutter) = connect(&device.socket, device.timeout)?;
             let label = device
                 .socket
@@ -138,71 +154,109 @@ impl Vm {
         builder.finish()
     }
 
-    /// Runs the guest on a thread of its own.
+    /// Runs the guest, each vCPU on a thread of its own.
     pub fn start(self) -> Result<VmHandle, VmError> {
-        kick::install().map_err(|source| VmError::Refused { what: "the vCPU's signal", source })?;
-        let shared = Arc::new(Shared::default());
-        let exits = Arc::clone(&self.machine.exits);
-        let Self { name, vcpus, mut vcpu, mut machine, cutters, ram } = self;
-        let thread_shared = Arc::clone(&shared);
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu0/{name}"))
-            .spawn(move || {
-                let end = EndGuard(&thread_shared);
-                let reason = match turn::place(&vcpus) {
-                    Ok(()) => {
-                        thread_shared.set(State::Running(Thread::current()));
-                        vcpu::run(&mut vcpu, &mut machine, &thread_shared.stop)
-                    }
-                    Err(e) => ExitReason::Error(e),
-                };
-                drop((vcpu, machine, ram));
-                end.with(reason);
-            })
-            .map_err(|source| VmError::Os { what: "the vCPU's thread", source })?;
-        Ok(VmHandle { shared, exits, cutters, thread: Some(thread) })
+        kick::install().map_err(|source| VmError::Refused { what: "the vCPUs' signal", source })?;
+        let Self { name, placement, vcpus, machine, cutters, controls } = self;
+        let life = Arc::new(Life::new(vcpus.len()));
+        let machine = Arc::new(machine);
+        let mut handle = VmHandle {
+            life: Arc::clone(&life),
+            machine: Arc::downgrade(&machine),
+            exits: Vec::with_capacity(vcpus.len()),
+            cutters,
+            controls,
+            threads: Vec::with_capacity(vcpus.len()),
+        };
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let exits = Arc::new(ExitCounters::default());
+            handle.exits.push(Arc::clone(&exits));
+            let held = Held { vcpu, machine: Arc::clone(&machine), exits };
+            let (life, placement) = (Arc::clone(&life), placement.clone());
+            let thread = std::thread::Builder::new()
+                .name(format!("vcpu{index}/{name}"))
+                .spawn(move || run_vcpu(&life, &placement, index, held));
+            match thread {
+                Ok(thread) => handle.threads.push(thread),
+                Err(source) => {
+                    // Dropping the handle stops the others.
+                    handle.life.abandon(index);
+                    return Err(VmError::Os { what: "a vCPU's thread", source });
+                }
+            }
+        }
+        Ok(handle)
     }
+}
+
+/// What a vCPU's thread holds.
+struct Held {
+    vcpu: VcpuFd,
+    machine: Arc<SharedMachine>,
+    exits: Arc<ExitCounters>,
+}
+
+/// A vCPU's thread.
+fn run_vcpu(life: &Life, placement: &Vcpus, index: usize, held: Held) {
+    let mut seated = Seated::new(life, index);
+    // Dropped before the thread has left: the last one to leave drops the machine.
+    let mut held = held;
+    let reason = match turn::place(placement, index as u32) {
+        Ok(()) => vcpu::run(&mut held.vcpu, &held.machine, &held.exits, life.stop()),
+        Err(e) => ExitReason::Error(e),
+    };
+    seated.ends(reason);
 }
 
 /// A guest under construction.
 struct Builder {
     name: String,
-    vcpus: Vcpus,
+    placement: Vcpus,
     ram: GuestRam,
-    vcpu: VcpuFd,
-    machine: Machine,
+    vcpus: Vec<VcpuFd>,
+    bus: Bus,
+    serial: SerialPort,
+    platform: Platform,
     cutters: Vec<Cutter>,
+    controls: Vec<(usize, virtio::Control)>,
     tsc: clock::TscOffset,
 }
 
 impl Builder {
     fn new(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
         let refused = |what| move |source| VmError::Refused { what, source };
+        let Config { guest, memory, vcpus: placement, .. } = config;
         let kvm = probe::open().map_err(VmError::Kvm)?;
         let vm = kvm.create_vm().map_err(refused("a virtual machine"))?;
         vm.set_tss_address(TSS).map_err(refused("the TSS address"))?;
         vm.create_irq_chip().map_err(refused("the interrupt controllers"))?;
-        let ram = GuestRam::new(config.memory.size)?;
-        let entry = pvh::load(&ram, &config.guest.image, &config.guest.cmdline)?;
-        let vcpu = vm.create_vcpu(0).map_err(refused("a vCPU"))?;
-        vcpu::set_up(&kvm, &vcpu, entry)?;
+        // Port 0x61 is KVM's, too: kernels measure time by it.
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(refused("the timer"))?;
+        let ram = GuestRam::new(memory.size)?;
+        let windows = Windows::beside(ram.end());
+        let rsdp = acpi::write(&ram, &Board { vcpus: placement.count, windows })?;
+        let start = boot::load(&ram, &guest, Some(rsdp))?;
+        let mut vcpus = Vec::new();
+        for index in 0..placement.count {
+            let vcpu = vm.create_vcpu(u64::from(index)).map_err(refused("a vCPU"))?;
+            vcpu::set_up(&kvm, &vcpu, Seat { index, count: placement.count }, start)?;
+            vcpus.push(vcpu);
+        }
         let mut platform = Platform::new(vm);
-        // The slot stays for the VM's life.
-        let _ = platform.add_memory(Gpa(0), ram.region(), false)?;
-        let serial = SerialPort::new(&config.guest.name, console)
+        platform.wire_pins()?;
+        for (at, region) in ram.regions() {
+            // The slot stays for the VM's life.
+            let _ = platform.add_memory(at, region, false)?;
+        }
+        let serial = SerialPort::new(&guest.name, console)
             .map_err(|source| VmError::Os { what: "the serial port", source })?;
         platform.attach_irqfd(serial.interrupt(), Gsi::pin(serial::IRQ))?;
-        let tsc = clock::tsc_offset(&vcpu);
-        let exits = Arc::new(ExitCounters::default());
-        Ok(Self {
-            name: config.guest.name,
-            vcpus: config.vcpus,
-            ram,
-            vcpu,
-            machine: Machine { bus: Bus::default(), serial, platform, exits },
-            cutters: Vec::new(),
-            tsc,
-        })
+        // KVM keeps the vCPUs' counters together.
+        let tsc = vcpus.first().map_or_else(Default::default, clock::tsc_offset);
+        let bus = Bus::new(windows);
+        let (name, cutters, controls) = (guest.name, Vec::new(), Vec::new());
+        Ok(Self { name, placement, ram, vcpus, bus, serial, platform, cutters, controls, tsc })
     }
 
     fn attach(
@@ -213,137 +267,96 @@ impl Builder {
     ) -> Result<(), VmError> {
         let function = VfioUser::attach(label, link, &self.ram, self.tsc)?;
         tracing::debug!("{}: attached", function.label());
-        self.machine.bus.add(Box::new(function))?;
+        self.bus.add(Box::new(function))?;
         self.cutters.push(cutter);
         Ok(())
     }
 
+    /// A device that this process serves itself.
+    fn attach_own(&mut self, index: usize, device: &Device) -> Result<(), VmError> {
+        let memory = Arc::new(self.ram.memory().clone());
+        if let Some(built) = virtio::build(&self.name, index, device, &memory)? {
+            tracing::debug!("{}: attached", built.function.label());
+            self.bus.add(Box::new(built.function))?;
+            self.controls.extend(built.control.map(|control| (index, control)));
+        }
+        Ok(())
+    }
+
     fn finish(mut self) -> Result<Vm, VmError> {
-        self.machine.bus.place_bars()?;
-        let Self { name, vcpus, ram, vcpu, machine, cutters, .. } = self;
-        Ok(Vm { name, vcpus, vcpu, machine, cutters, ram })
-    }
-}
-
-/// Where a started guest is.
-#[derive(Debug, Default)]
-enum State {
-    #[default]
-    Starting,
-    /// The thread has not ended: it can be kicked.
-    Running(Thread),
-    Ended(ExitReason),
-}
-
-/// What handle and thread share.
-#[derive(Debug, Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-    stop: AtomicBool,
-}
-
-impl Shared {
-    /// The state is replaced whole: a panic elsewhere leaves it sound.
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, state: State) {
-        *self.state() = state;
-        self.changed.notify_all();
-    }
-
-    /// Waits for the end, at most for `limit`.
-    fn wait(&self, limit: Option<Duration>) -> Option<ExitReason> {
-        let running = |s: &mut State| !matches!(s, State::Ended(_));
-        let state = match limit {
-            None => self
-                .changed
-                .wait_while(self.state(), running)
-                .unwrap_or_else(PoisonError::into_inner),
-            Some(limit) => {
-                self.changed
-                    .wait_timeout_while(self.state(), limit, running)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
-            }
-        };
-        match &*state {
-            State::Ended(reason) => Some(reason.clone()),
-            _ => None,
-        }
-    }
-}
-
-/// Whatever ends the thread, the state says so.
-struct EndGuard<'a>(&'a Shared);
-
-impl EndGuard<'_> {
-    fn with(self, reason: ExitReason) {
-        self.0.set(State::Ended(reason));
-    }
-}
-
-impl Drop for EndGuard<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.state();
-        if !matches!(*state, State::Ended(_)) {
-            *state = State::Ended(ExitReason::Error(GuestError::Panicked));
-            self.0.changed.notify_all();
-        }
+        self.bus.place_bars()?;
+        let Self { name, placement, ram, vcpus, bus, serial, platform, cutters, controls, .. } =
+            self;
+        let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram));
+        Ok(Vm { name, placement, vcpus, machine, cutters, controls })
     }
 }
 
 /// A guest that was started. Dropping the handle stops the guest.
 pub struct VmHandle {
-    shared: Arc<Shared>,
-    exits: Arc<ExitCounters>,
+    life: Arc<Life>,
+    machine: Weak<SharedMachine>,
+    exits: Vec<Arc<ExitCounters>>,
     cutters: Vec<Cutter>,
-    thread: Option<JoinHandle<()>>,
+    controls: Vec<(usize, virtio::Control)>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl VmHandle {
     /// Waits until the guest has ended.
     pub fn wait(&self) -> ExitReason {
         // Without a limit, only the end ends the wait.
-        self.shared.wait(None).unwrap_or(ExitReason::Stopped)
+        self.life.wait(None).unwrap_or(ExitReason::Stopped)
     }
 
     /// Waits until the guest has ended, at most for `limit`; `None`: it has not.
     pub fn wait_timeout(&self, limit: Duration) -> Option<ExitReason> {
-        self.shared.wait(Some(limit))
+        self.life.wait(Some(limit))
     }
 
-    /// Asks the guest's thread to stop and returns at once. Any thread may call it, any number of times.
+    /// Asks the guest's threads to stop and returns at once. Any thread may call it, any number of times.
     pub fn request_stop(&self) {
-        self.shared.stop.store(true, Ordering::Release);
-        // While the lock is held the thread cannot end, so that its number is its own.
-        if let State::Running(thread) = &*self.shared.state() {
-            thread.kick();
-        }
+        self.life.request_stop();
     }
 
-    /// Stops the guest, if it has not ended, and waits for its thread.
+    /// Stops the guest, if it has not ended, and waits for its threads.
     pub fn stop(&self) -> ExitReason {
         self.request_stop();
-        self.shared.wait(Some(PATIENCE)).unwrap_or_else(|| {
-            // The vCPU waits for a server that does not answer.
+        self.life.wait(Some(PATIENCE)).unwrap_or_else(|| {
+            // A vCPU waits for a server that does not answer.
             self.cutters.iter().for_each(Cutter::cut);
             self.wait()
         })
     }
 
+    /// What can be done with device number `index` of the configuration while the guest runs.
+    pub fn control(&self, index: usize) -> Option<&virtio::Control> {
+        self.controls.iter().find(|(i, _)| *i == index).map(|(_, control)| control)
+    }
+
+    /// Types `bytes` on the guest's serial port. Returns how many were taken: 4096 wait at most until the
+    /// guest reads them. A guest that has ended takes all.
+    pub fn type_in(&self, bytes: &[u8]) -> usize {
+        self.machine.upgrade().map_or(bytes.len(), |m| m.lock().serial.type_in(bytes))
+    }
+
+    /// Presses the power button: a guest that listens shuts down.
+    pub fn press_power_button(&self) {
+        if let Some(machine) = self.machine.upgrade() {
+            machine.lock().press_power_button();
+        }
+    }
+
     /// How often the guest exited to this process so far.
     pub fn exits(&self) -> Exits {
-        self.exits.read()
+        self.exits.iter().map(|e| e.read()).fold(Exits::default(), std::ops::Add::add)
     }
 }
 
 impl Drop for VmHandle {
     fn drop(&mut self) {
         self.stop();
-        if let Some(thread) = self.thread.take() {
+        for thread in self.threads.drain(..) {
             // It has set its end; a panic was reported by that.
             let _ = thread.join();
         }
@@ -366,6 +379,6 @@ impl Vm {
 
     /// The machine, to be used without running the guest.
     pub(crate) fn machine(&mut self) -> &mut Machine {
-        &mut self.machine
+        self.machine.get_mut()
     }
 }

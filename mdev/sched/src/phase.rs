@@ -27,7 +27,7 @@ const EVEN: u64 = 32;
 
 /// Different moments at which elastic tenants of one period have their vblanks at most. Each is a wake-up of the
 /// host, which costs more than a vblank, and no promise rests on where these lie.
-const WAKE_UPS: usize = 8;
+const WAKE_UPS: usize = 4;
 
 /// How long a guest is busy with its vblank at least, before its first job comes, ns. Guests that share a
 /// CPU hold each other up when they wake together.

@@ -1,6 +1,7 @@
-//! The dispatcher's thread: waits for a worker, the GPU, a control request or the next point in time.
+//! The dispatcher's thread: serves the workers, the GPU, control requests and the next point in time.
 
 use super::control::ControlError;
+use super::waiter::Waiter;
 use super::{HostError, system};
 use crate::backend::{Event, SliceKey};
 use crate::device::eventfd::EventFd;
@@ -8,14 +9,9 @@ use crate::mediate::dispatcher::{Change, Dispatcher, SliceLink};
 use beamline_abi::Nanos;
 use beamline_latency::clock::Clock;
 use rtrb::{Consumer, Producer, RingBuffer};
-use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
+use rustix::time::Timespec;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -129,74 +125,6 @@ impl Link {
     }
 }
 
-/// What an event of the epoll is.
-const OTHER: u64 = 0;
-const TIMER: u64 = 1;
-const WAKE: u64 = 2;
-
-/// Everything the thread waits on.
-pub(super) struct Waiter {
-    epoll: OwnedFd,
-    timer: OwnedFd,
-    wake: EventFd,
-    /// What the timer is set to; `None`: it has fired, or was never set.
-    armed: Option<Nanos>,
-}
-
-impl Waiter {
-    /// A waiter for the dispatcher's wake and the backend's descriptors.
-    pub(super) fn new(wake: EventFd, dispatcher: &mut Dispatcher) -> io::Result<Self> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
-        let timer = timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )?;
-        let data = EventData::new_u64(OTHER);
-        epoll::add(&epoll, &timer, EventData::new_u64(TIMER), EventFlags::IN)?;
-        epoll::add(&epoll, wake.as_fd(), EventData::new_u64(WAKE), EventFlags::IN)?;
-        let mut result = Ok(());
-        dispatcher.gpu().register(&mut |fd| {
-            if let Err(error) = epoll::add(&epoll, fd, data, EventFlags::IN) {
-                result = Err(error);
-            }
-        });
-        result?;
-        Ok(Self { epoll, timer, wake, armed: None })
-    }
-
-    /// Waits until something is readable or `until` has come; whether somebody has asked for the dispatcher.
-    fn wait(&mut self, until: Nanos) -> io::Result<bool> {
-        if self.armed != Some(until) {
-            // All zeros would disarm the timer; a time that has passed fires at once.
-            let at = if until == Nanos::MAX { 0 } else { until.0.max(1) };
-            let time = Timespec {
-                tv_sec: (at / 1_000_000_000) as i64,
-                tv_nsec: (at % 1_000_000_000) as _,
-            };
-            let zero = Timespec { tv_sec: 0, tv_nsec: 0 };
-            let spec = Itimerspec { it_interval: zero, it_value: time };
-            timerfd_settime(&self.timer, TimerfdTimerFlags::ABSTIME, &spec)?;
-            self.armed = Some(until);
-        }
-        let mut buffer = [std::mem::MaybeUninit::<epoll::Event>::uninit(); 8];
-        let events = match epoll::wait(&self.epoll, &mut buffer, None) {
-            Ok((events, _)) => events,
-            Err(Errno::INTR) => return Ok(false),
-            Err(error) => return Err(error.into()),
-        };
-        let mut stirred = false;
-        for event in events {
-            match event.data.u64() {
-                // Setting it anew takes back that it has fired.
-                TIMER => self.armed = None,
-                WAKE => stirred |= self.wake.take(),
-                _ => {}
-            }
-        }
-        Ok(stirred)
-    }
-}
-
 /// Runs the dispatcher until [`Control::Stop`].
 pub(super) fn run(
     mut dispatcher: Dispatcher,
@@ -221,7 +149,7 @@ pub(super) fn run(
             if control.queue.is_abandoned() {
                 return Ok(());
             }
-            stirred = waiter.wait(until)?;
+            stirred = waiter.wait(until, || dispatcher.warm(until))?;
             continue;
         };
         stirred = true;

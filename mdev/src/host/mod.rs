@@ -19,6 +19,7 @@ mod dispatch;
 pub(crate) mod parts;
 mod slice;
 pub mod threads;
+mod waiter;
 
 use crate::backend::{GpuError, Label};
 use crate::config::HostConfig;
@@ -39,7 +40,6 @@ use beamline_sched::{PolicyKind, Refusal};
 use beamline_vfio_user::server::ListenError;
 use collect::LogThread;
 use control::{AskThread, ControlError, Controller, DRAIN_PATIENCE, Facts, Past, Workshop};
-use dispatch::Waiter;
 pub use parts::contract_meta;
 use parts::{awake_cpus, make_folder, make_gpu, write_png};
 use std::io;
@@ -47,6 +47,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use threads::{KeepAwake, Placement, Role};
+use waiter::Waiter;
 
 /// Why a host does not start, or could not finish its work.
 #[derive(Debug, thiserror::Error)]
@@ -251,8 +252,10 @@ impl Host {
         let volley = Volley::new(signals.ok(), Arc::clone(&clock));
         let mut dispatcher =
             Dispatcher::new(policy, gpu, most, config.kill_grace, volley, recorder);
-        let waiter = Waiter::new(wake.clone(), &mut dispatcher)
-            .map_err(system("make the dispatcher's epoll"))?;
+        let epoll = system("make the dispatcher's epoll");
+        let mut waiter =
+            Waiter::new(wake.clone(), Arc::clone(&clock), config.keep_awake).map_err(&epoll)?;
+        waiter.watch(dispatcher.gpu()).map_err(epoll)?;
         let (link, mut requests) =
             dispatch::link(wake.clone()).map_err(|e| system("make an eventfd")(e.into()))?;
         let (images, awake) = (config.images.clone(), awake_cpus(&config));

@@ -29,6 +29,8 @@ use std::time::{Duration, Instant};
 
 /// How long a slice's threads may take to end.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(2);
+/// Most descriptors that one of its threads waits for.
+const MAX_WAIT: usize = 4;
 /// Resource IDs of one context.
 const MAX_RESOURCES: u32 = 1024;
 
@@ -211,15 +213,14 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
     let kicks = (device.kick(CONTROL_QUEUE), device.kick(CURSOR_QUEUE));
     let (Some(kick), Some(cursor)) = kicks else { return };
     loop {
-        let turn = worker.step(clock.now());
-        let (stop, wake) = (readable(stop), readable(device.wake()));
-        let ended = match turn {
-            Turn::Again => wait(&mut [stop], Some(Nanos::ZERO)),
+        let ended = match worker.step(clock.now()) {
+            Turn::Again => wait(&mut [readable(stop)], Some(Nanos::ZERO)),
             // The doorbell is left alone: the guest cannot make its time come sooner.
             Turn::Throttled(until) => {
-                wait(&mut [wake, stop], Some(until.saturating_sub(clock.now()).max(Nanos(1))))
+                let left = until.saturating_sub(clock.now()).max(Nanos(1));
+                wait_and_take(&[device.wake()], stop, Some(left))
             }
-            Turn::Wait => wait(&mut [readable(kick), readable(cursor), wake, stop], None),
+            Turn::Wait => wait_and_take(&[kick, cursor, device.wake()], stop, None),
         };
         if ended {
             return;
@@ -230,14 +231,29 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
 fn run_poster(mut poster: Poster, wake: &EventFd, stop: &Stop) {
     let pacer = poster.pacer().wake().clone();
     loop {
-        wake.take();
-        pacer.take();
         poster.step();
-        let mut fds = [readable(wake), readable(&pacer), readable(stop)];
-        if wait(&mut fds, None) {
+        if wait_and_take(&[wake, &pacer], stop, None) {
             return;
         }
     }
+}
+
+/// Waits for any of `events`, at most for `time`, and takes those that came; `true` where it is `stop` that came.
+/// Looking at the others would cost a system call each.
+fn wait_and_take(events: &[&EventFd], stop: &Stop, time: Option<Nanos>) -> bool {
+    debug_assert!(events.len() < MAX_WAIT, "there is room for all");
+    let mut all = [(); MAX_WAIT].map(|()| readable(stop));
+    let fds = &mut all[..=events.len()];
+    for (fd, event) in fds.iter_mut().zip(events) {
+        *fd = readable(event);
+    }
+    let ended = wait(fds, time);
+    for (fd, event) in fds.iter().zip(events) {
+        if !fd.revents().is_empty() {
+            event.take();
+        }
+    }
+    ended
 }
 
 pub(super) fn readable<T: std::os::fd::AsFd>(fd: &T) -> PollFd<'_> {

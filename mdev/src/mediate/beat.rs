@@ -36,7 +36,7 @@ const AWAY: u32 = 1024;
 /// How often that may double.
 const MAX_TURNS: u8 = 16;
 /// Vblanks between two times that the poster is woken for markers; it takes them whenever it is awake.
-const MARKERS: u64 = 64;
+const MARKERS: u64 = 128;
 
 /// What a beat is made of.
 pub struct BeatParts {
@@ -80,6 +80,12 @@ impl Beat {
     /// What the slice's poster has to know of its vblanks.
     pub fn gap(&self) -> Arc<Gap> {
         Arc::clone(&self.gap)
+    }
+
+    /// Looks at all that [`Self::vblank`] needs. Where several slices are due together, looking at all of them
+    /// first has the memory fetch for them at the same time.
+    pub fn warm(&self) -> u64 {
+        self.gap.latest.load(Ordering::Relaxed) ^ u64::from(self.parts.pacer.warm())
     }
 
     /// A vblank has come: writes the page. Whether the guest wants the interrupt.

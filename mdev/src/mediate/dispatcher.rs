@@ -317,22 +317,46 @@ impl Dispatcher {
         std::mem::take(&mut self.captures)
     }
 
-    fn emit_vblanks(&mut self, now: Nanos) {
-        while let Some(Reverse((time, index))) = self.vblanks.peek().copied() {
-            if time > now {
-                break;
-            }
-            self.vblanks.pop();
-            self.emit_vblank(usize::from(index), now);
-            if let Some(slice) = self.slice(usize::from(index)) {
-                let next = slice.link.grid.next_time();
-                self.vblanks.push(Reverse((next, index)));
-            }
-            if self.volley.is_full() {
-                self.send_interrupts();
-            }
+    /// Brings close to this CPU what is due at `until`: for a thread that has nothing better to do until then.
+    pub fn warm(&self, until: Nanos) {
+        for Reverse((_, index)) in self.vblanks.iter().filter(|Reverse((time, _))| *time <= until) {
+            self.warm_slice(*index);
         }
-        self.send_interrupts();
+    }
+
+    fn warm_slice(&self, index: u16) {
+        if let Some(slice) = self.slice(usize::from(index)) {
+            std::hint::black_box(slice.vblank ^ slice.link.beat.warm());
+        }
+    }
+
+    fn emit_vblanks(&mut self, now: Nanos) {
+        loop {
+            let mut due = [0; BATCH];
+            let mut count = 0;
+            while count < BATCH
+                && let Some(Reverse((time, index))) = self.vblanks.peek().copied()
+                && time <= now
+            {
+                self.vblanks.pop();
+                due[count] = index;
+                count += 1;
+            }
+            if count == 0 {
+                return;
+            }
+            for &index in &due[..count] {
+                self.warm_slice(index);
+            }
+            for &index in &due[..count] {
+                self.emit_vblank(usize::from(index), now);
+                if let Some(slice) = self.slice(usize::from(index)) {
+                    let next = slice.link.grid.next_time();
+                    self.vblanks.push(Reverse((next, index)));
+                }
+            }
+            self.send_interrupts();
+        }
     }
 
     fn emit_vblank(&mut self, index: usize, now: Nanos) {

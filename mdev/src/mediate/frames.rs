@@ -28,6 +28,8 @@ impl Tracked {
 #[derive(Clone, Debug, Default)]
 pub struct Frames {
     tracked: [Option<Tracked>; MAX_FRAMES],
+    /// How many of those there are: most slices of a full host have none at most vblanks.
+    count: u8,
     newest: FrameId,
     last_slot: Option<u64>,
     /// The frame shown last.
@@ -96,8 +98,10 @@ impl Frames {
         }
         let free = self.room().ok_or(Reason::Quota)?;
         let ended = Nanos::ZERO;
-        *free =
-            Some(Tracked { frame, slot, jobs, seen: bit, done: 0, failed: false, presents, ended });
+        let tracked =
+            Tracked { frame, slot, jobs, seen: bit, done: 0, failed: false, presents, ended };
+        let was_free = free.replace(tracked).is_none();
+        self.count += u8::from(was_free);
         self.newest = frame;
         self.last_slot = Some(slot);
         Ok(slot)
@@ -123,6 +127,7 @@ impl Frames {
                 // A newer one may have been shown while its last job ran.
                 if t.complete() && (t.failed || !t.presents || t.frame < self.shown) {
                     *entry = None;
+                    self.count -= 1;
                 }
                 return;
             }
@@ -132,6 +137,9 @@ impl Frames {
     /// At the vblank whose time is `at`: takes the newest frame that was complete by then, and forgets
     /// those that it overtakes.
     pub fn show(&mut self, at: Nanos) -> Option<Shown> {
+        if self.count == 0 {
+            return None;
+        }
         let newest = self
             .tracked
             .iter()
@@ -143,6 +151,7 @@ impl Frames {
         for entry in &mut self.tracked {
             if entry.is_some_and(|t| t.complete() && t.frame <= shown.frame) {
                 *entry = None;
+                self.count -= 1;
             }
         }
         Some(shown)

@@ -134,7 +134,7 @@ impl Worker {
         &self.parts.device
     }
 
-    /// Takes what has come.
+    /// Takes what has come. Doorbells and the device's wake-up are to be taken by who waits for them, before.
     pub fn step(&mut self, now: Nanos) -> Turn {
         self.follow_device();
         let turn = self.take_chains(now);
@@ -149,7 +149,6 @@ impl Worker {
 
     /// The driver became ready, or the device was reset.
     fn follow_device(&mut self) {
-        self.parts.device.wake().take();
         let queues = self.parts.device.take_queues();
         let dead = self.queues.iter().flatten().any(AvailReader::is_closed);
         if dead || queues.is_some() {
@@ -171,11 +170,6 @@ impl Worker {
     }
 
     fn take_chains(&mut self, now: Nanos) -> Turn {
-        for number in 0..QUEUES {
-            if let Some(kick) = self.parts.device.kick(number) {
-                kick.take();
-            }
-        }
         for _ in 0..BURST {
             // What the last request had copied is paid late, so that the first costs no time.
             if let Err(until) = self.pay(now) {

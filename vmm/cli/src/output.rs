@@ -49,7 +49,8 @@ pub(crate) fn start_logs() {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        // The crate is built without colours, and says so by a panic where they are asked for.
+        .with_ansi(false)
         .try_init();
 }
 

@@ -45,7 +45,10 @@ pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()>
     }
     let handle = vm.start().map_err(failed)?;
     match wait(&handle, &stop)? {
-        ExitReason::GuestExit(0) | ExitReason::Shutdown | ExitReason::Stopped => Ok(()),
+        ExitReason::GuestExit(0)
+        | ExitReason::Shutdown
+        | ExitReason::Reset
+        | ExitReason::Stopped => Ok(()),
         reason => Err(anyhow::anyhow!("{reason}")),
     }
 }
@@ -56,8 +59,10 @@ fn classed(error: VmError) -> anyhow::Error {
         VmError::Kvm(_)
         | VmError::Memory(_)
         | VmError::Boot(_)
+        | VmError::Acpi(_)
         | VmError::Connect(_)
         | VmError::Attach(_)
+        | VmError::Device(_)
         | VmError::Bus(_) => refused_by(error),
         VmError::Refused { .. } | VmError::Platform(_) | VmError::Vcpu(_) | VmError::Os { .. } => {
             error.into()

@@ -1,3 +1,214 @@
-//! How a guest starts.
+//! How a guest starts: which kind of image it has, and where it and all that it is told lie.
+//!
+//! | address | what |
+//! |---|---|
+//! | 0x500 | descriptor table ([`linux`]) |
+//! | 0x6000 | start information and modules ([`pvh`]) |
+//! | 0x7000 | memory map ([`pvh`]) or zero page ([`linux`]) |
+//! | 0x9000 | page tables ([`linux`]) |
+//! | 0x2_0000 | command line |
+//! | 0xe_0000 | ACPI tables ([`crate::acpi`]) |
+//! | 1 MiB or higher | image |
+//! | end of low RAM | initrd ([`initrd`]) |
 
+pub mod initrd;
+pub mod linux;
+mod map;
 pub mod pvh;
+
+use crate::Gpa;
+use crate::config::Guest;
+use crate::memory::GuestRam;
+use kvm_bindings::{kvm_regs, kvm_sregs};
+use linux_loader::loader::Error as LoaderError;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use vm_memory::{Bytes, GuestMemoryError};
+
+use map::IMAGE_START;
+
+/// Where the command line lies; it may take up to 64 KiB.
+const CMDLINE: u64 = 0x2_0000;
+/// Bytes at a file's start that tell its kind and hold a Linux setup header.
+const HEAD: usize = 0x400;
+
+/// Why an image cannot be booted.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// A file cannot be opened.
+    #[error("{what} {}: cannot be opened", path.display())]
+    Open {
+        /// Image or initrd.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be read.
+    #[error("{what} {}: cannot be read", path.display())]
+    Read {
+        /// Image or initrd.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// It is no kernel.
+    #[error("guest image {}: is neither a Linux bzImage (`vmlinuz`) nor an ELF image with a PVH entry", path.display())]
+    Kind {
+        /// The image.
+        path: PathBuf,
+    },
+    /// It is not a 64-bit ELF image that fits.
+    #[error("guest image {}: cannot be loaded as a 64-bit little-endian ELF into {ram:#x} bytes of RAM", path.display())]
+    Load {
+        /// The image.
+        path: PathBuf,
+        /// RAM below the PCI window: bytes.
+        ram: u64,
+        /// Why.
+        source: LoaderError,
+    },
+    /// It has no PVH entry.
+    #[error("guest image {}: has no PVH entry; it needs an ELF note of type 18 named \"Xen\"", path.display())]
+    NoPvh {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Its entry is outside the RAM.
+    #[error("guest image {}: its entry {entry:#x} is outside {IMAGE_START:#x}..{ram:#x}", path.display())]
+    Entry {
+        /// The image.
+        path: PathBuf,
+        /// The entry.
+        entry: u64,
+        /// RAM below the PCI window: bytes.
+        ram: u64,
+    },
+    /// It lies where the boot information has to be.
+    #[error("guest image {}: a segment lies below {IMAGE_START:#x}, where the boot information is; link it higher", path.display())]
+    Overlap {
+        /// The image.
+        path: PathBuf,
+    },
+    /// Its setup header is no good.
+    #[error("guest image {}: this bzImage cannot be booted", path.display())]
+    Header {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: linux::HeaderError,
+    },
+    /// It needs more RAM.
+    #[error("guest image {}: the kernel needs {needs:#x} bytes of RAM from {at:#x} on, and there are {ram:#x} bytes in all; raise memory.size", path.display())]
+    Small {
+        /// The image.
+        path: PathBuf,
+        /// Where it has to be.
+        at: u64,
+        /// Bytes.
+        needs: u64,
+        /// RAM below the PCI window: bytes.
+        ram: u64,
+    },
+    /// The command line is longer than the kernel takes.
+    #[error("guest.cmdline: has {length} bytes; the kernel {} takes {most}", path.display())]
+    CommandLine {
+        /// The image.
+        path: PathBuf,
+        /// Its bytes.
+        length: usize,
+        /// What the kernel takes: bytes.
+        most: u32,
+    },
+    /// The initrd has no bytes, or cannot have.
+    #[error("guest.initrd {}: is no file with contents", path.display())]
+    EmptyInitrd {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The initrd does not fit.
+    #[error("guest.initrd {}: its {size:#x} bytes do not fit between the kernel's end at {after:#x} and {end:#x}; raise memory.size", path.display())]
+    LargeInitrd {
+        /// The file.
+        path: PathBuf,
+        /// Its bytes.
+        size: u64,
+        /// Where the kernel ends.
+        after: u64,
+        /// Where the initrd has to end.
+        end: u64,
+    },
+    /// The boot information does not fit.
+    #[error("the boot information does not fit into the guest's RAM")]
+    Memory(#[from] GuestMemoryError),
+}
+
+/// Where and how a loaded guest starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// By the PVH protocol.
+    Pvh(pvh::Entry),
+    /// By Linux' 64-bit protocol.
+    Linux(linux::Entry),
+}
+
+impl Start {
+    /// The first vCPU's registers; what the protocol leaves open keeps its value in `sregs`.
+    pub fn registers(self, sregs: kvm_sregs) -> (kvm_regs, kvm_sregs) {
+        match self {
+            Self::Pvh(entry) => pvh::registers(entry, sregs),
+            Self::Linux(entry) => linux::registers(entry, sregs),
+        }
+    }
+}
+
+/// Loads the guest's image and initrd, and lays out what it is told. `rsdp` is where the ACPI tables
+/// start, if there are any.
+pub fn load(ram: &GuestRam, guest: &Guest, rsdp: Option<Gpa>) -> Result<Start, BootError> {
+    let path = &guest.image;
+    let file = open("guest image", path)?;
+    let mut head = [0; HEAD];
+    let length = read_head(&file, &mut head).map_err(|source| BootError::Read {
+        what: "guest image",
+        path: path.clone(),
+        source,
+    })?;
+    let head = &head[..length];
+    if head.starts_with(b"\x7fELF") {
+        Ok(Start::Pvh(pvh::load(ram, guest, file, rsdp)?))
+    } else if linux::is_bzimage(head) {
+        Ok(Start::Linux(linux::load(ram, guest, file, head, rsdp)?))
+    } else {
+        Err(BootError::Kind { path: path.clone() })
+    }
+}
+
+fn open(what: &'static str, path: &Path) -> Result<File, BootError> {
+    File::open(path).map_err(|source| BootError::Open { what, path: path.to_owned(), source })
+}
+
+/// Reads as much of the start as there is.
+fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
+    let mut done = 0;
+    while done < head.len() {
+        match file.read_at(&mut head[done..], done as u64)? {
+            0 => break,
+            n => done += n,
+        }
+    }
+    Ok(done)
+}
+
+/// Writes the command line with its end.
+fn write_cmdline(ram: &GuestRam, cmdline: &str) -> Result<(), GuestMemoryError> {
+    let mut line = cmdline.as_bytes().to_vec();
+    line.push(0);
+    ram.memory().write_slice(&line, Gpa(CMDLINE))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,80 +1,27 @@
 //! The PVH boot protocol (Xen's "x86/HVM direct boot ABI"): an ELF image with a 32-bit entry, entered in
 //! protected mode without paging, `ebx` pointing at `hvm_start_info`.
 
+use super::map::{self, IMAGE_START};
+use super::{BootError, CMDLINE, initrd};
 use crate::Gpa;
+use crate::config::Guest;
 use crate::memory::GuestRam;
+use initrd::Initrd;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use linux_loader::loader::{Error as LoaderError, KernelLoader};
 use std::fs::File;
-use std::path::{Path, PathBuf};
-use vm_memory::{Bytes, GuestMemoryError};
+use vm_memory::Bytes;
 
 /// Where `hvm_start_info` lies.
-const START_INFO: u64 = 0x6000;
+pub(super) const START_INFO: u64 = 0x6000;
+/// Where the list of modules lies.
+const MODULES: u64 = 0x6800;
 /// Where the memory map lies.
 const MEMMAP: u64 = 0x7000;
-/// Where the command line lies; it may take up to 64 KiB.
-const CMDLINE: u64 = 0x2_0000;
-/// End of conventional memory; the rest up to 1 MiB is the PC's.
-const LOW_END: u64 = 0x9_fc00;
-/// Where an image may start.
-const HIGH_START: u64 = 0x10_0000;
 
 /// `XEN_HVM_START_MAGIC_VALUE`.
-const MAGIC: u32 = 0x336e_c578;
-/// `XEN_HVM_MEMMAP_TYPE_RAM`.
-const TYPE_RAM: u32 = 1;
-/// `XEN_HVM_MEMMAP_TYPE_RESERVED`.
-const TYPE_RESERVED: u32 = 2;
-
-/// Why an image cannot be booted.
-#[derive(Debug, thiserror::Error)]
-pub enum BootError {
-    /// The file cannot be opened.
-    #[error("guest image {}: cannot be opened", path.display())]
-    Open {
-        /// The image.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// It is not a 64-bit ELF image that fits.
-    #[error("guest image {}: cannot be loaded as a 64-bit little-endian ELF into {ram:#x} bytes of RAM", path.display())]
-    Load {
-        /// The image.
-        path: PathBuf,
-        /// The guest's RAM: bytes.
-        ram: u64,
-        /// Why.
-        source: LoaderError,
-    },
-    /// It has no PVH entry.
-    #[error("guest image {}: has no PVH entry; it needs an ELF note of type 18 named \"Xen\"", path.display())]
-    NoPvh {
-        /// The image.
-        path: PathBuf,
-    },
-    /// Its entry is outside the RAM.
-    #[error("guest image {}: its entry {entry:#x} is outside {HIGH_START:#x}..{ram:#x}", path.display())]
-    Entry {
-        /// The image.
-        path: PathBuf,
-        /// The entry.
-        entry: u64,
-        /// The guest's RAM: bytes.
-        ram: u64,
-    },
-    /// It lies where the boot information has to be.
-    #[error("guest image {}: a segment lies below {HIGH_START:#x}, where the boot information is; link it higher", path.display())]
-    Overlap {
-        /// The image.
-        path: PathBuf,
-    },
-    /// The boot information does not fit.
-    #[error("the boot information does not fit into the guest's RAM")]
-    Memory(#[from] GuestMemoryError),
-}
+pub(super) const MAGIC: u32 = 0x336e_c578;
 
 /// Where a loaded guest starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,60 +32,83 @@ pub struct Entry {
     pub start_info: Gpa,
 }
 
-/// Loads the image at `path` and lays out what it is told.
-pub fn load(ram: &GuestRam, path: &Path, cmdline: &str) -> Result<Entry, BootError> {
-    let mut file =
-        File::open(path).map_err(|source| BootError::Open { path: path.to_owned(), source })?;
-    let info = start_info(ram.size(), cmdline);
-    for (at, bytes) in &info {
-        ram.memory().write_slice(bytes, *at)?;
-    }
+/// Loads the ELF image in `file` and lays out what it is told.
+pub(super) fn load(
+    ram: &GuestRam,
+    guest: &Guest,
+    mut file: File,
+    rsdp: Option<Gpa>,
+) -> Result<Entry, BootError> {
+    let path = &guest.image;
+    // What an image must leave alone: all of it is below the place where images start.
+    let low = low_bytes(ram)?;
     let loaded = Elf::load(ram.memory(), None, &mut file, None)
-        .map_err(|source| BootError::Load { path: path.to_owned(), ram: ram.size(), source })?;
+        .map_err(|source| BootError::Load { path: path.clone(), ram: ram.low_end(), source })?;
     // The loader does not say where segments begin; what it overwrote shows it.
-    for (at, bytes) in &info {
-        let mut now = vec![0; bytes.len()];
-        ram.memory().read_slice(&mut now, *at)?;
-        if now != *bytes {
-            return Err(BootError::Overlap { path: path.to_owned() });
-        }
+    if low_bytes(ram)? != low {
+        return Err(BootError::Overlap { path: path.clone() });
     }
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-        return Err(BootError::NoPvh { path: path.to_owned() });
+        return Err(BootError::NoPvh { path: path.clone() });
     };
-    if entry.0 < HIGH_START || entry.0 >= ram.size() {
-        return Err(BootError::Entry { path: path.to_owned(), entry: entry.0, ram: ram.size() });
+    if entry.0 < IMAGE_START || entry.0 >= ram.low_end() {
+        return Err(BootError::Entry { path: path.clone(), entry: entry.0, ram: ram.low_end() });
     }
+    if loaded.kernel_end > ram.low_end() {
+        return Err(BootError::Small {
+            path: path.clone(),
+            at: IMAGE_START,
+            needs: loaded.kernel_end - IMAGE_START,
+            ram: ram.low_end(),
+        });
+    }
+    let initrd = match &guest.initrd {
+        Some(path) => Some(initrd::load(ram, path, loaded.kernel_end, ram.low_end())?),
+        None => None,
+    };
+    for (at, bytes) in start_info(ram, initrd, rsdp) {
+        ram.memory().write_slice(&bytes, at)?;
+    }
+    super::write_cmdline(ram, &guest.cmdline)?;
     Ok(Entry { entry, start_info: Gpa(START_INFO) })
 }
 
-/// The start information, the memory map and the command line, with their places.
-fn start_info(ram: u64, cmdline: &str) -> [(Gpa, Vec<u8>); 3] {
-    let ranges = [
-        (0, LOW_END, TYPE_RAM),
-        (LOW_END, HIGH_START - LOW_END, TYPE_RESERVED),
-        (HIGH_START, ram - HIGH_START.min(ram), TYPE_RAM),
-    ];
+/// RAM below the place where images start, without the pages that were never touched.
+fn low_bytes(ram: &GuestRam) -> Result<Vec<u8>, BootError> {
+    let mut bytes = vec![0; IMAGE_START as usize];
+    ram.memory().read_slice(&mut bytes, Gpa(0))?;
+    Ok(bytes)
+}
+
+/// The start information, its modules and the memory map, with their places.
+fn start_info(ram: &GuestRam, initrd: Option<Initrd>, rsdp: Option<Gpa>) -> [(Gpa, Vec<u8>); 3] {
+    let ranges = map::ranges(ram);
     let mut memmap = Vec::new();
-    for (address, size, kind) in ranges {
-        memmap.extend_from_slice(&u64::to_le_bytes(address));
-        memmap.extend_from_slice(&u64::to_le_bytes(size));
-        memmap.extend_from_slice(&u32::to_le_bytes(kind));
+    for range in &ranges {
+        memmap.extend_from_slice(&range.at.to_le_bytes());
+        memmap.extend_from_slice(&range.size.to_le_bytes());
+        memmap.extend_from_slice(&range.kind().to_le_bytes());
         memmap.extend_from_slice(&u32::to_le_bytes(0));
     }
+    let mut modules = Vec::new();
+    if let Some(Initrd { at, size }) = initrd {
+        for long in [at.0, size, 0, 0] {
+            modules.extend_from_slice(&long.to_le_bytes()); // address, size, command line, reserved
+        }
+    }
+    let module_count = u32::from(initrd.is_some());
+    let module_list = if initrd.is_some() { MODULES } else { 0 };
     let mut info = Vec::new();
-    for word in [MAGIC, 1, 0, 0] {
+    for word in [MAGIC, 1, 0, module_count] {
         info.extend_from_slice(&word.to_le_bytes()); // magic, version, flags, modules
     }
-    for long in [0, CMDLINE, 0, MEMMAP] {
-        info.extend_from_slice(&u64::to_le_bytes(long)); // modules, command line, RSDP, memory map
+    for long in [module_list, CMDLINE, rsdp.map_or(0, |r| r.0), MEMMAP] {
+        info.extend_from_slice(&long.to_le_bytes()); // modules, command line, RSDP, memory map
     }
     for word in [ranges.len() as u32, 0] {
         info.extend_from_slice(&word.to_le_bytes()); // entries, reserved
     }
-    let mut line = cmdline.as_bytes().to_vec();
-    line.push(0);
-    [(Gpa(START_INFO), info), (Gpa(MEMMAP), memmap), (Gpa(CMDLINE), line)]
+    [(Gpa(START_INFO), info), (Gpa(MODULES), modules), (Gpa(MEMMAP), memmap)]
 }
 
 /// A flat 32-bit segment; `kind` is its type in the descriptor.
@@ -174,49 +144,4 @@ pub fn registers(entry: Entry, mut sregs: kvm_sregs) -> (kvm_regs, kvm_sregs) {
     let regs =
         kvm_regs { rip: entry.entry.0, rbx: entry.start_info.0, rflags: 2, ..Default::default() };
     (regs, sregs)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    fn refused(image: &[u8]) -> BootError {
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(image).unwrap();
-        load(&GuestRam::new(2 << 20).unwrap(), file.path(), "").unwrap_err()
-    }
-
-    #[test]
-    fn bad_images_are_refused() {
-        assert!(matches!(refused(b""), BootError::Load { .. }));
-        assert!(matches!(refused(&[0x7f; 4096]), BootError::Load { .. }));
-        let code = [0xf4];
-        let good = crate::testing::elf(HIGH_START, HIGH_START, &code);
-        assert!(matches!(refused(&good[..good.len() - 1]), BootError::Load { .. }));
-        let low = crate::testing::elf(START_INFO - 8, HIGH_START, &[0xcc; 64]);
-        assert!(matches!(refused(&low), BootError::Overlap { .. }));
-        let far = crate::testing::elf(HIGH_START, 2 << 20, &code);
-        assert!(matches!(refused(&far), BootError::Entry { .. }));
-        let outside = crate::testing::elf(u64::MAX - 2, HIGH_START, &code);
-        assert!(matches!(refused(&outside), BootError::Load { .. }));
-    }
-
-    #[test]
-    fn the_guest_is_told_its_memory_and_command_line() {
-        let ram = GuestRam::new(4 << 20).unwrap();
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        file.write_all(&crate::testing::elf(HIGH_START, HIGH_START, &[0xf4])).unwrap();
-        let entry = load(&ram, file.path(), "a=1").unwrap();
-        assert_eq!(entry, Entry { entry: Gpa(HIGH_START), start_info: Gpa(START_INFO) });
-        let m = ram.memory();
-        assert_eq!(m.read_obj::<u32>(entry.start_info).unwrap(), MAGIC);
-        let line: u64 = m.read_obj(Gpa(START_INFO + 24)).unwrap();
-        assert_eq!(m.read_obj::<[u8; 4]>(Gpa(line)).unwrap(), *b"a=1\0");
-        let map: u64 = m.read_obj(Gpa(START_INFO + 40)).unwrap();
-        assert_eq!(m.read_obj::<u32>(Gpa(START_INFO + 48)).unwrap(), 3);
-        let high: [u64; 2] =
-            [m.read_obj(Gpa(map + 48)).unwrap(), m.read_obj(Gpa(map + 56)).unwrap()];
-        assert_eq!(high, [HIGH_START, 3 << 20]);
-    }
 }

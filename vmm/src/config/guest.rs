@@ -14,8 +14,22 @@ pub(crate) const MAX_CMDLINE: usize = 2048;
 pub(super) struct Raw {
     name: String,
     image: PathBuf,
+    initrd: Option<PathBuf>,
     #[serde(default)]
     cmdline: String,
+    #[serde(default)]
+    on_reset: OnReset,
+}
+
+/// What happens when the guest resets itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnReset {
+    /// It has ended.
+    #[default]
+    End,
+    /// It is built anew and boots again.
+    Reboot,
 }
 
 /// Who the guest is and what it boots.
@@ -23,10 +37,14 @@ pub(super) struct Raw {
 pub struct Guest {
     /// 1 to 32 of `a-z A-Z 0-9 _ -`.
     pub name: String,
-    /// An ELF file with a PVH entry.
+    /// A Linux bzImage, or an ELF file with a PVH entry.
     pub image: PathBuf,
+    /// The first file system of a kernel's user space.
+    pub initrd: Option<PathBuf>,
     /// At most 2048 bytes without NUL.
     pub cmdline: String,
+    /// What happens when it resets itself. The library leaves it to its caller.
+    pub on_reset: OnReset,
 }
 
 impl Raw {
@@ -42,7 +60,16 @@ impl Raw {
             ));
         }
         if self.image.as_os_str().is_empty() {
-            return Err(Wrong::new("guest.image", "is empty: give the path of a PVH ELF image"));
+            return Err(Wrong::new(
+                "guest.image",
+                "is empty: give the path of a Linux kernel or of a PVH ELF image",
+            ));
+        }
+        if self.initrd.as_ref().is_some_and(|i| i.as_os_str().is_empty()) {
+            return Err(Wrong::new(
+                "guest.initrd",
+                "is empty: give the path of an initrd, or leave the key out",
+            ));
         }
         if self.cmdline.len() > MAX_CMDLINE || self.cmdline.contains('\0') {
             return Err(Wrong::new(
@@ -50,6 +77,12 @@ impl Raw {
                 format!("must be at most {MAX_CMDLINE} bytes and hold no NUL"),
             ));
         }
-        Ok(Guest { name: self.name, image: base.join(self.image), cmdline: self.cmdline })
+        Ok(Guest {
+            name: self.name,
+            image: base.join(self.image),
+            initrd: self.initrd.map(|i| base.join(i)),
+            cmdline: self.cmdline,
+            on_reset: self.on_reset,
+        })
     }
 }

@@ -6,8 +6,8 @@ use serde::Deserialize;
 const MIB: u64 = 1 << 20;
 /// Smallest guest: bytes.
 const MIN: u64 = 2 * MIB;
-/// RAM is one slot from address 0 and ends below the PCI window.
-const MAX: u64 = 3 << 30;
+/// Half of the addresses that the smallest hardware has: the rest is left to large BARs.
+const MAX: u64 = 256 << 30;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -18,7 +18,7 @@ pub(super) struct Raw {
 /// The guest's RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Bytes: a multiple of 2 MiB, from 2 MiB to 3 GiB.
+    /// Bytes: a multiple of 2 MiB, from 2 MiB to 256 GiB.
     pub size: u64,
 }
 
@@ -28,7 +28,7 @@ impl Raw {
             Wrong::new(
                 "memory.size",
                 format!(
-                    "{:?} {what}: give a multiple of 2M from \"2M\" to \"3G\", such as \"32M\"",
+                    "{:?} {what}: give a multiple of 2M from \"2M\" to \"256G\", such as \"32M\"",
                     self.size
                 ),
             )

@@ -5,8 +5,11 @@ mod guest;
 mod memory;
 mod vcpus;
 
-pub use devices::{Device, VfioUserDevice};
-pub use guest::Guest;
+pub use devices::{
+    BlkDevice, ConsoleDevice, Device, InputDevice, InputKind, NetDevice, VfioUserDevice,
+    VsockDevice,
+};
+pub use guest::{Guest, OnReset};
 pub use memory::Memory;
 pub use vcpus::Vcpus;
 

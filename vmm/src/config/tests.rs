@@ -33,7 +33,8 @@ fn a_good_file() {
     let c = parse(GOOD).unwrap();
     assert_eq!(c.guest.image, Path::new("etc/images/guest"));
     assert_eq!(c.memory.size, 32 << 20);
-    assert_eq!(c.vcpus.cpus, [0]);
+    assert_eq!((c.vcpus.count, &c.vcpus.cpus[..]), (1, &[0][..]));
+    assert_eq!((c.guest.initrd, c.guest.on_reset), (None, OnReset::End));
     assert_eq!(
         c.devices,
         [
@@ -50,6 +51,16 @@ fn a_good_file() {
 }
 
 #[test]
+fn a_linux_guest() {
+    let more = "[guest]\ninitrd = \"initrd.img\"\non_reset = \"reboot\"";
+    let text = GOOD.replacen("[guest]", more, 1).replacen("count = 1", "count = 2", 1);
+    let c = parse(&text.replacen("32M", "8G", 1)).unwrap();
+    assert_eq!(c.guest.initrd.as_deref(), Some(Path::new("etc/initrd.img")));
+    assert_eq!((c.guest.on_reset, c.vcpus.count), (OnReset::Reboot, 2));
+    assert_eq!(c.memory.size, 8 << 30);
+}
+
+#[test]
 fn each_wrong_value_names_file_key_and_remedy() {
     for (from, to, key, remedy) in [
         ("\"vr\"", "\"v r\"", "guest.name", "letters"),
@@ -59,10 +70,12 @@ fn each_wrong_value_names_file_key_and_remedy() {
         ("32M", "32X", "memory.size", "\"32M\""),
         ("32M", "3M", "memory.size", "multiple of 2M"),
         ("32M", "0M", "memory.size", "too small"),
-        ("32M", "4G", "memory.size", "too large"),
+        ("32M", "257G", "memory.size", "too large"),
         ("32M", "99999999999999999999G", "memory.size", "not a size"),
         ("32M", "é", "memory.size", "not a size"),
-        ("count = 1", "count = 4", "vcpus.count", "use 1"),
+        ("count = 1", "count = 0", "vcpus.count", "1 to 64"),
+        ("count = 1", "count = 65", "vcpus.count", "1 to 64"),
+        ("cmdline", "initrd = \"\"\ncmdline", "guest.initrd", "leave the key out"),
         ("[0]", "[]", "vcpus.cpus", "at least one"),
         ("[0]", "[1024]", "vcpus.cpus", "0 to 1023"),
         ("count = 1", "nice = -21", "vcpus.nice", "-20"),

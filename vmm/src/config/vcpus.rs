@@ -5,6 +5,8 @@ use serde::Deserialize;
 
 /// Host CPU numbers below this can be named (glibc's `CPU_SETSIZE`).
 const MAX_CPU: u32 = 1024;
+/// Most vCPUs: each has an APIC ID of its own below 255, and a thread.
+pub(crate) const MAX_COUNT: u32 = 64;
 /// Time slices that Linux takes, in µs.
 const SLICES_US: std::ops::RangeInclusive<u32> = 100..=100_000;
 
@@ -30,23 +32,33 @@ impl Default for Raw {
     }
 }
 
-/// The guest's virtual CPU.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The guest's virtual CPUs.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Vcpus {
-    /// Host CPUs it may run on; empty: all that the process may use.
+    /// How many: 1 to 64.
+    pub count: u32,
+    /// Host CPUs they may run on; empty: all that the process may use. As many as there are vCPUs: one each.
     pub cpus: Vec<usize>,
-    /// Its nice value, -20 (most urgent) to 19; below 0 takes `CAP_SYS_NICE`.
+    /// Their nice value, -20 (most urgent) to 19; below 0 takes `CAP_SYS_NICE`.
     pub nice: i32,
-    /// Its time slice in µs, where it is not Linux's own: the shorter, the sooner it gets its turn.
+    /// Their time slice in µs, where it is not Linux's own: the shorter, the sooner one gets its turn.
     pub slice_us: Option<u32>,
+}
+
+impl Vcpus {
+    /// The host CPUs of vCPU `index`; empty: all that the process may use.
+    pub fn cpus_of(&self, index: u32) -> &[usize] {
+        let own = self.cpus.len() == self.count as usize;
+        own.then(|| self.cpus.get(index as usize..=index as usize)).flatten().unwrap_or(&self.cpus)
+    }
 }
 
 impl Raw {
     pub(super) fn check(self) -> Result<Vcpus, Wrong> {
-        if self.count != 1 {
+        if !(1..=MAX_COUNT).contains(&self.count) {
             return Err(Wrong::new(
                 "vcpus.count",
-                format!("is {}: guests have one vCPU today, so use 1", self.count),
+                format!("is {}: guests have 1 to {MAX_COUNT} vCPUs", self.count),
             ));
         }
         if !(-20..=19).contains(&self.nice) {
@@ -61,8 +73,10 @@ impl Raw {
                 format!("is {slice}: Linux takes time slices from 100 to 100000 µs"),
             ));
         }
-        let (nice, slice_us) = (self.nice, self.slice_us);
-        let Some(cpus) = self.cpus else { return Ok(Vcpus { cpus: vec![], nice, slice_us }) };
+        let (count, nice, slice_us) = (self.count, self.nice, self.slice_us);
+        let Some(cpus) = self.cpus else {
+            return Ok(Vcpus { count, cpus: vec![], nice, slice_us });
+        };
         if cpus.is_empty() {
             return Err(Wrong::new(
                 "vcpus.cpus",
@@ -75,6 +89,25 @@ impl Raw {
                 format!("names host CPU {cpu}: numbers go from 0 to {}", MAX_CPU - 1),
             ));
         }
-        Ok(Vcpus { cpus: cpus.into_iter().map(|c| c as usize).collect(), nice, slice_us })
+        let cpus = cpus.into_iter().map(|c| c as usize).collect();
+        Ok(Vcpus { count, cpus, nice, slice_us })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_are_shared_or_one_each() {
+        let all = |count, cpus: &[usize]| {
+            let v = Vcpus { count, cpus: cpus.to_vec(), nice: 0, slice_us: None };
+            (0..count).map(|i| v.cpus_of(i).to_vec()).collect::<Vec<_>>()
+        };
+        assert_eq!(all(2, &[4, 6]), [[4], [6]]);
+        assert_eq!(all(2, &[4]), [[4], [4]]);
+        assert_eq!(all(2, &[4, 5, 6]), [[4, 5, 6], [4, 5, 6]]);
+        assert_eq!(all(1, &[4]), [[4]]);
+        assert!(all(1, &[])[0].is_empty());
     }
 }

@@ -1,6 +1,7 @@
 //! The first serial port (16550A at 0x3f8), whose output becomes lines with the guest's name.
 
 use rustix::event::{EventfdFlags, eventfd};
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use vm_superio::{Serial, Trigger};
@@ -13,12 +14,20 @@ pub const PORT_END: u16 = 0x3ff;
 pub const IRQ: u32 = 4;
 /// Longest line: bytes. A longer one is split.
 const MAX_LINE: usize = 1024;
+/// Most bytes that wait for the guest to read them.
+const MAX_INPUT: usize = 4096;
 
 /// Takes what guests print.
 pub trait Console: Send {
     /// `guest` printed `line`: at most 1024 bytes of the guest's text, without its line end. Control
     /// characters are escaped, so that it can go to a terminal.
     fn line(&mut self, guest: &str, line: &str);
+
+    /// Where the guest's bytes go as they come, escape sequences included: a person's terminal. There are no
+    /// lines then.
+    fn terminal(&mut self) -> Option<&mut dyn Write> {
+        None
+    }
 }
 
 /// A [`Console`] that logs at level `info`.
@@ -68,6 +77,11 @@ impl Lines {
 
 impl Write for Lines {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if let Some(terminal) = self.console.terminal() {
+            // A terminal that has gone away takes no output; the guest goes on.
+            let _ = terminal.write_all(data).and_then(|()| terminal.flush());
+            return Ok(data.len());
+        }
         for byte in data {
             self.push(*byte);
         }
@@ -93,6 +107,8 @@ impl Trigger for Interrupt {
 /// The port.
 pub struct SerialPort {
     serial: Serial<Interrupt, vm_superio::serial::NoEvents, Lines>,
+    /// What was typed and does not fit into the port's own buffer.
+    input: VecDeque<u8>,
 }
 
 impl SerialPort {
@@ -100,7 +116,7 @@ impl SerialPort {
     pub fn new(guest: &str, console: Box<dyn Console>) -> io::Result<Self> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let lines = Lines { guest: guest.to_owned(), console, line: Vec::with_capacity(MAX_LINE) };
-        Ok(Self { serial: Serial::new(Interrupt(event), lines) })
+        Ok(Self { serial: Serial::new(Interrupt(event), lines), input: VecDeque::new() })
     }
 
     /// The eventfd behind [`IRQ`].
@@ -108,10 +124,32 @@ impl SerialPort {
         self.serial.interrupt_evt().0.as_fd()
     }
 
+    /// Someone typed `bytes`. Returns how many were taken: a guest that does not read loses what follows.
+    pub fn type_in(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(MAX_INPUT - self.input.len());
+        self.input.extend(&bytes[..taken]);
+        self.refill();
+        taken
+    }
+
+    /// Moves input to the port's own buffer, as far as it has room.
+    fn refill(&mut self) {
+        // In loop mode the port is not connected to the outside.
+        while let Some(byte) = self.input.front().copied()
+            && self.serial.fifo_capacity() > 0
+            && matches!(self.serial.enqueue_raw_bytes(&[byte]), Ok(1))
+        {
+            self.input.pop_front();
+        }
+    }
+
     /// A read of `port`, which is one of this device's. A string instruction reads the port repeatedly.
     pub fn read(&mut self, port: u16, data: &mut [u8]) {
         for byte in data {
             *byte = self.serial.read(port.wrapping_sub(PORT) as u8 & 7);
+        }
+        if port == PORT && !self.input.is_empty() {
+            self.refill();
         }
     }
 
@@ -150,6 +188,53 @@ mod tests {
         assert_eq!(lines[1], "vr: two \\u{1b}[31m");
         assert_eq!(lines[2].len(), "vr: ".len() + MAX_LINE);
         assert_eq!(lines[3], "vr: x");
+    }
+
+    #[test]
+    fn what_is_typed_is_read_in_order_and_bounded() {
+        let mut port = SerialPort::new("vr", Box::new(LogConsole)).unwrap();
+        let typed: Vec<u8> = (0..MAX_INPUT + 500).map(|i| i as u8).collect();
+        let taken = port.type_in(&typed);
+        assert!((MAX_INPUT..typed.len()).contains(&taken), "{taken}");
+        let mut seen = Vec::new();
+        loop {
+            let mut status = [0];
+            port.read(PORT + 5, &mut status);
+            if status[0] & 1 == 0 {
+                break;
+            }
+            let mut byte = [0];
+            port.read(PORT, &mut byte);
+            seen.push(byte[0]);
+        }
+        assert_eq!(seen, typed[..taken]);
+        assert_eq!(port.type_in(b"x"), 1, "there is room again");
+    }
+
+    #[test]
+    fn a_terminal_gets_bytes_as_they_come() {
+        #[derive(Clone, Default)]
+        struct Terminal(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+        impl Write for Terminal {
+            fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+                self.0.lock().unwrap().write(data)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        impl Console for Terminal {
+            fn line(&mut self, _: &str, _: &str) {
+                panic!("a terminal gets no lines");
+            }
+            fn terminal(&mut self) -> Option<&mut dyn Write> {
+                Some(self)
+            }
+        }
+        let terminal = Terminal::default();
+        let mut port = SerialPort::new("vr", Box::new(terminal.clone())).unwrap();
+        port.write(PORT, b"login: \x1b[1m");
+        assert_eq!(*terminal.0.lock().unwrap(), b"login: \x1b[1m");
     }
 
     #[test]

@@ -5,7 +5,8 @@
 
 use super::link::{RemoteDoorbell, RemoteMapping, RemoteRegion};
 use crate::Gpa;
-use crate::platform::{Doorbell, Platform, Slot};
+use crate::pci::Wiring;
+use crate::platform::{Doorbell, Slot};
 use beamline_vfio_user::{RegionFlags, SparseArea};
 use rustix::fs::SealFlags;
 use std::fs::File;
@@ -165,10 +166,10 @@ impl Backing {
     }
 
     /// The BAR is at `at` from now on. What KVM refuses traps instead, with a warning.
-    pub fn map(&mut self, label: &str, platform: &mut Platform, at: Gpa) {
+    pub fn map(&mut self, label: &str, wiring: &mut dyn Wiring, at: Gpa) {
         for area in &mut self.areas {
             let to = Gpa(at.0 + area.at.offset);
-            match platform.add_memory(to, Arc::clone(&area.region), !area.write) {
+            match wiring.add_memory(to, Arc::clone(&area.region), !area.write) {
                 Ok(slot) => area.slot = Some(slot),
                 Err(e) => tracing::warn!("{label}: a mapped area traps instead: {e}"),
             }
@@ -179,7 +180,7 @@ impl Backing {
                 size: bell.size,
                 datamatch: bell.datamatch,
             };
-            match platform.attach_doorbell(bell.fd.as_fd(), doorbell) {
+            match wiring.attach_doorbell(bell.fd.as_fd(), doorbell) {
                 Ok(()) => bell.armed = Some(doorbell),
                 Err(e) => tracing::warn!("{label}: a doorbell traps instead: {e}"),
             }
@@ -187,17 +188,17 @@ impl Backing {
     }
 
     /// The BAR is nowhere from now on.
-    pub fn unmap(&mut self, label: &str, platform: &mut Platform) {
+    pub fn unmap(&mut self, label: &str, wiring: &mut dyn Wiring) {
         for bell in &mut self.bells {
             if let Some(doorbell) = bell.armed.take()
-                && let Err(e) = platform.detach_doorbell(bell.fd.as_fd(), doorbell)
+                && let Err(e) = wiring.detach_doorbell(bell.fd.as_fd(), doorbell)
             {
                 tracing::warn!("{label}: a doorbell stays: {e}");
             }
         }
         for area in &mut self.areas {
             if let Some(slot) = area.slot.take()
-                && let Err(e) = platform.remove_memory(slot)
+                && let Err(e) = wiring.remove_memory(slot)
             {
                 tracing::warn!("{label}: a mapped area stays: {e}");
             }

@@ -9,18 +9,18 @@
 
 use super::bar::Backing;
 use super::link::{Link, LinkError};
-use super::msix::{Capability, Msix, MsixError};
-use super::{Assigned, ConfigEffect, dma, reset};
+use super::{dma, reset};
 use crate::Gpa;
 use crate::clock::TscOffset;
 use crate::memory::GuestRam;
 use crate::pci::bar::{self, BARS, BarError, BarShapes};
-use crate::pci::nothing;
-use crate::platform::Platform;
+use crate::pci::msix::{Capability, Msix, MsixError, Signaller};
+use crate::pci::{ConfigEffect, PciFunction, Wiring, nothing};
 use beamline_abi::pacer;
 use beamline_abi::pci::{capability, config, msix, status};
 use beamline_vfio_user::{IrqIndex, RegionIndex};
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 
 /// First place where a capability can be.
 const FIRST_CAPABILITY: u8 = 0x40;
@@ -224,13 +224,28 @@ impl VfioUser {
     }
 }
 
+/// The server's side of the vectors.
+struct Vectors<'a>(&'a mut dyn Link);
+
+impl Signaller for Vectors<'_> {
+    type Error = LinkError;
+
+    fn set(&mut self, start: u32, fds: &[BorrowedFd<'_>]) -> Result<(), LinkError> {
+        self.0.set_irqs(IrqIndex::MSIX, start, fds)
+    }
+
+    fn clear(&mut self, count: u32) -> Result<(), LinkError> {
+        self.0.clear_irqs(IrqIndex::MSIX, 0, count)
+    }
+}
+
 /// A structure in a BAR that the VMM owns, with the offset into it.
 enum Structure {
     Table(u64),
     Pba(u64),
 }
 
-impl Assigned for VfioUser {
+impl PciFunction for VfioUser {
     fn label(&self) -> &str {
         &self.label
     }
@@ -249,16 +264,16 @@ impl Assigned for VfioUser {
         }
     }
 
-    fn config_write(&mut self, platform: &mut Platform, offset: u16, data: &[u8]) -> ConfigEffect {
+    fn config_write(&mut self, wiring: &mut dyn Wiring, offset: u16, data: &[u8]) -> ConfigEffect {
         self.server.ask(&self.label, |l| l.write(RegionIndex::CONFIG, u64::from(offset), data));
         let flr = reset::starts_flr(self.express, offset, data);
         if let Some(msix) = &mut self.msix {
             // Irqfds change even where the server is lost; then `ask` finds it out again.
-            let link = &mut *self.server.link;
+            let server = &mut Vectors(&mut *self.server.link);
             let done = if flr {
-                msix.reset(platform, link)
+                msix.reset(wiring, server)
             } else {
-                msix.write_control(platform, link, offset, data)
+                msix.write_control(wiring, server, offset, data)
             };
             self.server.ask(&self.label, |_| done);
         }
@@ -282,10 +297,10 @@ impl Assigned for VfioUser {
         }
     }
 
-    fn bar_write(&mut self, platform: &mut Platform, bar: usize, offset: u64, data: &[u8]) {
+    fn bar_write(&mut self, wiring: &mut dyn Wiring, bar: usize, offset: u64, data: &[u8]) {
         match (self.in_msix(bar, offset), &mut self.msix) {
             (Some(Structure::Table(at)), Some(msix)) => {
-                return msix.write_table(platform, at, data);
+                return msix.write_table(wiring, at, data);
             }
             (Some(Structure::Pba(_)), _) => return,
             _ => {}
@@ -297,15 +312,15 @@ impl Assigned for VfioUser {
         }
     }
 
-    fn map(&mut self, platform: &mut Platform, bar: usize, at: Gpa) {
+    fn map(&mut self, wiring: &mut dyn Wiring, bar: usize, at: Gpa) {
         if let Some(backing) = self.backing.get_mut(bar) {
-            backing.map(&self.label, platform, at);
+            backing.map(&self.label, wiring, at);
         }
     }
 
-    fn unmap(&mut self, platform: &mut Platform, bar: usize) {
+    fn unmap(&mut self, wiring: &mut dyn Wiring, bar: usize) {
         if let Some(backing) = self.backing.get_mut(bar) {
-            backing.unmap(&self.label, platform);
+            backing.unmap(&self.label, wiring);
         }
     }
 }

@@ -2,10 +2,9 @@
 
 use super::bar::BARS;
 use super::config_port::{ADDRESS, ConfigPort, DATA, DATA_END};
-use super::function::{Effect, Function};
-use super::layout::{self, Decoded, Full, Wanted};
-use super::{SLOTS, nothing};
-use crate::passthrough::Assigned;
+use super::function::{Effect, Function, PciFunction};
+use super::layout::{self, Decoded, Full, Wanted, Windows};
+use super::{SLOTS, ecam, nothing};
 use crate::platform::Platform;
 use beamline_abi::pacer::VENDOR_ID;
 
@@ -32,15 +31,21 @@ pub struct Bus {
     /// Slot 0 is the host bridge; function `n` is in slot `n + 1`.
     functions: Vec<Function>,
     decoded: Vec<Decoded>,
+    windows: Windows,
 }
 
 impl Bus {
-    /// Puts `assigned` into the next slot and returns that slot.
-    pub fn add(&mut self, assigned: Box<dyn Assigned>) -> Result<usize, BusError> {
+    /// An empty bus whose BARs go to `windows`.
+    pub fn new(windows: Windows) -> Self {
+        Self { windows, ..Self::default() }
+    }
+
+    /// Puts `function` into the next slot and returns that slot.
+    pub fn add(&mut self, function: Box<dyn PciFunction>) -> Result<usize, BusError> {
         if self.functions.len() + 1 >= SLOTS {
             return Err(BusError::Full);
         }
-        self.functions.push(Function::new(assigned));
+        self.functions.push(Function::new(function));
         Ok(self.functions.len())
     }
 
@@ -52,7 +57,7 @@ impl Bus {
                 wanted.extend(shape.map(|shape| Wanted { slot, bar, shape }));
             }
         }
-        for (slot, bar, at) in layout::place(wanted)? {
+        for (slot, bar, at) in layout::place(self.windows, wanted)? {
             if let Some(function) = self.function(slot) {
                 function.bars().place(bar, at);
             }
@@ -113,10 +118,17 @@ impl Bus {
 
     /// A read of guest-physical memory that is not RAM; all-ones where nothing answers.
     pub fn mmio_read(&mut self, at: u64, data: &mut [u8]) {
+        match ecam::target(at, data.len()) {
+            None => {}
+            Some(ecam::Target::Function { slot, offset }) => {
+                return self.config_read(slot, offset, data);
+            }
+            Some(ecam::Target::Nothing) => return nothing(data),
+        }
         match self.find(at, data.len()) {
             Some((slot, bar, offset)) => {
                 if let Some(f) = self.function(slot) {
-                    f.assigned().bar_read(bar, offset, data);
+                    f.inner().bar_read(bar, offset, data);
                 }
             }
             None => nothing(data),
@@ -125,10 +137,17 @@ impl Bus {
 
     /// A write of guest-physical memory that is not RAM; dropped where nothing answers.
     pub fn mmio_write(&mut self, platform: &mut Platform, at: u64, data: &[u8]) {
+        match ecam::target(at, data.len()) {
+            None => {}
+            Some(ecam::Target::Function { slot, offset }) => {
+                return self.config_write(platform, slot, offset, data);
+            }
+            Some(ecam::Target::Nothing) => return,
+        }
         if let Some((slot, bar, offset)) = self.find(at, data.len())
             && let Some(f) = self.function(slot)
         {
-            f.assigned().bar_write(platform, bar, offset, data);
+            f.inner().bar_write(platform, bar, offset, data);
         }
     }
 
@@ -148,16 +167,16 @@ impl Bus {
                 f.decoded().map(move |(bar, at, size)| Decoded { slot, bar, at, size })
             })
             .collect();
-        let next = layout::decode(&self.decoded, &ask);
+        let next = layout::decode(self.windows, &self.decoded, &ask);
         let now = std::mem::take(&mut self.decoded);
         for d in now.iter().filter(|d| !next.contains(d)) {
             if let Some(f) = self.function(d.slot) {
-                f.assigned().unmap(platform, d.bar);
+                f.inner().unmap(platform, d.bar);
             }
         }
         for d in next.iter().filter(|d| !now.contains(d)) {
             if let Some(f) = self.function(d.slot) {
-                f.assigned().map(platform, d.bar, d.at);
+                f.inner().map(platform, d.bar, d.at);
             }
         }
         debug_assert!(next.iter().all(|d| d.bar < BARS), "bars come from BarRegisters");

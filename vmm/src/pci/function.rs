@@ -1,9 +1,9 @@
 //! Configuration space as the guest sees it: the function's own, except for the registers that the VMM
 //! owns (BARs, the enables in the command register, expansion ROM, INTx).
 
-use super::bar::{BARS, BarRegisters};
-use crate::passthrough::{Assigned, ConfigEffect};
-use crate::platform::Platform;
+use super::bar::{BARS, BarRegisters, BarShapes};
+use super::wiring::Wiring;
+use crate::Gpa;
 use beamline_abi::pci::{command, config};
 
 /// Bits of the command register that the VMM answers for.
@@ -12,9 +12,40 @@ const COMMAND_OWNED: u16 =
 /// Expansion ROM base address (PCI 3.0, section 6.1).
 const ROM: u16 = 0x30;
 
+/// What a write to configuration space did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum ConfigEffect {
+    /// Nothing that the bus must know.
+    None,
+    /// The function was reset: its configuration space is back to its defaults.
+    Reset,
+}
+
+/// What a PCI slot needs of a function. Calls come from one thread. Offsets and lengths are within
+/// configuration space or the BAR; configuration accesses are within one 32-bit register.
+pub trait PciFunction: Send {
+    /// The function's name in messages.
+    fn label(&self) -> &str;
+    /// Its BARs; they do not change.
+    fn bars(&self) -> &BarShapes;
+    /// Reads configuration space. What the slot owns (BARs, enables) is put over it by the caller.
+    fn config_read(&mut self, offset: u16, data: &mut [u8]);
+    /// Writes configuration space, except what the slot owns.
+    fn config_write(&mut self, wiring: &mut dyn Wiring, offset: u16, data: &[u8]) -> ConfigEffect;
+    /// A read of BAR `bar` that trapped.
+    fn bar_read(&mut self, bar: usize, offset: u64, data: &mut [u8]);
+    /// A write to BAR `bar` that trapped.
+    fn bar_write(&mut self, wiring: &mut dyn Wiring, bar: usize, offset: u64, data: &[u8]);
+    /// BAR `bar` is decoded at `at` from now on: what can be mapped there is mapped.
+    fn map(&mut self, wiring: &mut dyn Wiring, bar: usize, at: Gpa);
+    /// BAR `bar` is decoded no more.
+    fn unmap(&mut self, wiring: &mut dyn Wiring, bar: usize);
+}
+
 /// A function in its slot.
 pub struct Function {
-    assigned: Box<dyn Assigned>,
+    inner: Box<dyn PciFunction>,
     bars: BarRegisters,
     command: u16,
 }
@@ -31,14 +62,14 @@ pub enum Effect {
 
 impl Function {
     /// Puts a function behind configuration space; memory decode is off.
-    pub fn new(assigned: Box<dyn Assigned>) -> Self {
-        let bars = BarRegisters::new(*assigned.bars());
-        Self { assigned, bars, command: 0 }
+    pub fn new(inner: Box<dyn PciFunction>) -> Self {
+        let bars = BarRegisters::new(*inner.bars());
+        Self { inner, bars, command: 0 }
     }
 
     /// What is behind it.
-    pub fn assigned(&mut self) -> &mut dyn Assigned {
-        &mut *self.assigned
+    pub fn inner(&mut self) -> &mut dyn PciFunction {
+        &mut *self.inner
     }
 
     /// The base address registers.
@@ -47,7 +78,7 @@ impl Function {
     }
 
     /// The BARs' addresses where memory decode is on.
-    pub fn decoded(&self) -> impl Iterator<Item = (usize, crate::Gpa, u64)> + '_ {
+    pub fn decoded(&self) -> impl Iterator<Item = (usize, Gpa, u64)> + '_ {
         let on = self.command & command::MEMORY != 0;
         (0..BARS)
             .filter(move |_| on)
@@ -56,7 +87,7 @@ impl Function {
 
     /// Reads within one register.
     pub fn config_read(&mut self, offset: u16, data: &mut [u8]) {
-        self.assigned.config_read(offset, data);
+        self.inner.config_read(offset, data);
         for (byte, at) in data.iter_mut().zip(offset..) {
             let shift = 8 * (at & 3);
             match at & !3 {
@@ -77,7 +108,7 @@ impl Function {
     }
 
     /// Writes within one register.
-    pub fn config_write(&mut self, platform: &mut Platform, offset: u16, data: &[u8]) -> Effect {
+    pub fn config_write(&mut self, wiring: &mut dyn Wiring, offset: u16, data: &[u8]) -> Effect {
         match offset & !3 {
             word @ config::BAR0..0x28 => {
                 let index = usize::from(word - config::BAR0) / 4;
@@ -95,7 +126,7 @@ impl Function {
             }
             _ => {}
         }
-        match self.assigned.config_write(platform, offset, data) {
+        match self.inner.config_write(wiring, offset, data) {
             ConfigEffect::Reset => {
                 self.command = 0;
                 self.bars.reset();

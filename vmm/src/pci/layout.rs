@@ -5,12 +5,18 @@ use crate::Gpa;
 
 /// First address of the window below 4 GiB. RAM ends below.
 pub const WINDOW: u64 = 0xc000_0000;
-/// End of it: the I/O APIC, the local APIC and KVM's own pages follow.
-pub const WINDOW_END: u64 = 0xfec0_0000;
-/// First address of the window above.
+/// End of it: configuration space, the I/O APIC, the local APIC and KVM's own pages follow.
+pub const WINDOW_END: u64 = ECAM;
+/// Configuration space of bus 0 as memory (PCI Express 6.0, section 7.2.2).
+pub const ECAM: u64 = 0xfeb0_0000;
+/// Its bytes: 32 slots of 8 functions of 4 KiB.
+pub const ECAM_SIZE: u64 = 1 << 20;
+/// First address of the window above, where no RAM is there.
 pub const HIGH: u64 = 1 << 32;
 /// End of it: 39 bits of address are what the smallest hardware has.
 pub const HIGH_END: u64 = 1 << 39;
+/// What the window above starts at a multiple of.
+const HIGH_ALIGN: u64 = 1 << 30;
 /// BARs larger than this go above 4 GiB where they can: they would crowd the low window.
 const LARGE: u64 = 256 << 20;
 /// BARs are kept apart by at least a page, because a page is what can be mapped.
@@ -39,11 +45,43 @@ pub struct Wanted {
     pub shape: BarShape,
 }
 
+/// Where BARs may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Windows {
+    /// First address of the window above 4 GiB, which goes to [`HIGH_END`].
+    high: u64,
+}
+
+impl Default for Windows {
+    fn default() -> Self {
+        Self { high: HIGH }
+    }
+}
+
+impl Windows {
+    /// The windows of a guest whose RAM ends at `ram_end`.
+    pub fn beside(ram_end: u64) -> Self {
+        // RAM ends far below: a guest has at most half of the addresses.
+        Self { high: ram_end.max(HIGH).next_multiple_of(HIGH_ALIGN).min(HIGH_END) }
+    }
+
+    /// First address of the window above 4 GiB.
+    pub fn high(self) -> Gpa {
+        Gpa(self.high)
+    }
+
+    /// Whether a guest may put `size` bytes at `at`.
+    pub fn allow(self, at: Gpa, size: u64) -> bool {
+        let Some(end) = at.0.checked_add(size) else { return false };
+        (at.0 >= WINDOW && end <= WINDOW_END) || (at.0 >= self.high && end <= HIGH_END)
+    }
+}
+
 /// Places every BAR, aligned to its size, none over another: (slot, BAR, address).
-pub fn place(mut wanted: Vec<Wanted>) -> Result<Vec<(usize, usize, Gpa)>, Full> {
+pub fn place(windows: Windows, mut wanted: Vec<Wanted>) -> Result<Vec<(usize, usize, Gpa)>, Full> {
     // Largest first leaves no holes between powers of two.
     wanted.sort_by_key(|w| std::cmp::Reverse(w.shape.size));
-    let (mut low, mut high) = (WINDOW, HIGH);
+    let (mut low, mut high) = (WINDOW, windows.high);
     let mut placed = Vec::with_capacity(wanted.len());
     for Wanted { slot, bar, shape } in wanted {
         let full = Full { slot, bar, size: shape.size };
@@ -58,12 +96,6 @@ pub fn place(mut wanted: Vec<Wanted>) -> Result<Vec<(usize, usize, Gpa)>, Full> 
         placed.push((slot, bar, Gpa(at)));
     }
     Ok(placed)
-}
-
-/// Whether a guest may put `size` bytes at `at`.
-pub fn allowed(at: Gpa, size: u64) -> bool {
-    let Some(end) = at.0.checked_add(size) else { return false };
-    (at.0 >= WINDOW && end <= WINDOW_END) || (at.0 >= HIGH && end <= HIGH_END)
 }
 
 /// A BAR that a function decodes.
@@ -81,17 +113,17 @@ pub struct Decoded {
 
 impl Decoded {
     fn overlaps(&self, other: &Self) -> bool {
-        // Ends do not overflow: both are `allowed`.
+        // Ends do not overflow: both are in a window.
         self.at.0 < other.at.0 + other.size && other.at.0 < self.at.0 + self.size
     }
 }
 
 /// What is decoded next, given what is decoded `now` and what the registers `ask` for. A BAR outside the
 /// windows is not decoded; where two overlap, the one that was there first stays.
-pub fn decode(now: &[Decoded], ask: &[Decoded]) -> Vec<Decoded> {
+pub fn decode(windows: Windows, now: &[Decoded], ask: &[Decoded]) -> Vec<Decoded> {
     let mut next: Vec<Decoded> = now.iter().filter(|d| ask.contains(d)).copied().collect();
     for d in ask {
-        if allowed(d.at, d.size) && !next.iter().any(|n| n.overlaps(d)) {
+        if windows.allow(d.at, d.size) && !next.iter().any(|n| n.overlaps(d)) {
             next.push(*d);
         }
     }
@@ -101,6 +133,10 @@ pub fn decode(now: &[Decoded], ask: &[Decoded]) -> Vec<Decoded> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn allowed(at: Gpa, size: u64) -> bool {
+        Windows::default().allow(at, size)
+    }
 
     fn wanted(slot: usize, size: u64, wide: bool) -> Wanted {
         Wanted { slot, bar: 0, shape: BarShape { size, wide, prefetch: false } }
@@ -115,7 +151,7 @@ mod tests {
             wanted(4, 16, false),
             wanted(5, 8 << 30, true),
         ];
-        let placed = place(all.clone()).unwrap();
+        let placed = place(Windows::default(), all.clone()).unwrap();
         assert_eq!(placed.len(), all.len());
         let decoded: Vec<Decoded> = placed
             .iter()
@@ -131,10 +167,13 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_named() {
-        let e = place(vec![wanted(1, 1 << 31, false)]).unwrap_err();
+        let e = place(Windows::default(), vec![wanted(1, 1 << 31, false)]).unwrap_err();
         assert_eq!((e.slot, e.size), (1, 1 << 31));
-        assert!(place(vec![wanted(1, 1 << 63, true)]).is_err());
-        assert!(place(vec![wanted(1, 1 << 62, true), wanted(2, 1 << 63, true)]).is_err());
+        assert!(place(Windows::default(), vec![wanted(1, 1 << 63, true)]).is_err());
+        assert!(
+            place(Windows::default(), vec![wanted(1, 1 << 62, true), wanted(2, 1 << 63, true)])
+                .is_err()
+        );
     }
 
     #[test]
@@ -142,17 +181,36 @@ mod tests {
         assert!(allowed(Gpa(WINDOW), 0x1000));
         assert!(!allowed(Gpa(0x10_0000), 0x1000), "RAM");
         assert!(!allowed(Gpa(0xfee0_0000), 0x1000), "local APIC");
+        assert!(!allowed(Gpa(ECAM), 0x1000), "configuration space");
         assert!(!allowed(Gpa(WINDOW_END - 0x1000), 0x2000));
         assert!(!allowed(Gpa(u64::MAX - 0xfff), 0x1000), "overflow");
+    }
+
+    #[test]
+    fn the_high_window_starts_above_the_ram() {
+        assert_eq!(Windows::beside(WINDOW), Windows::default());
+        let w = Windows::beside(HIGH + (5 << 20));
+        assert_eq!(w.high(), Gpa(HIGH + HIGH_ALIGN));
+        assert!(!w.allow(Gpa(HIGH), 0x1000), "RAM");
+        assert!(w.allow(w.high(), 0x1000));
+        let placed = place(w, vec![wanted(1, 1 << 30, true)]).unwrap();
+        assert_eq!(placed, [(1, 0, w.high())]);
+        assert_eq!(Windows::beside(u64::MAX >> 1).high(), Gpa(HIGH_END));
     }
 
     #[test]
     fn the_first_of_two_stays() {
         let at = |slot, at| Decoded { slot, bar: 0, at: Gpa(at), size: 0x1000 };
         let now = [at(2, WINDOW)];
-        assert_eq!(decode(&now, &[at(1, WINDOW), at(2, WINDOW)]), [at(2, WINDOW)]);
-        assert_eq!(decode(&now, &[at(1, WINDOW)]), [at(1, WINDOW)]);
-        assert_eq!(decode(&now, &[at(2, 0)]), []);
-        assert_eq!(decode(&now, &[at(2, WINDOW + 0x1000)]), [at(2, WINDOW + 0x1000)]);
+        assert_eq!(
+            decode(Windows::default(), &now, &[at(1, WINDOW), at(2, WINDOW)]),
+            [at(2, WINDOW)]
+        );
+        assert_eq!(decode(Windows::default(), &now, &[at(1, WINDOW)]), [at(1, WINDOW)]);
+        assert_eq!(decode(Windows::default(), &now, &[at(2, 0)]), []);
+        assert_eq!(
+            decode(Windows::default(), &now, &[at(2, WINDOW + 0x1000)]),
+            [at(2, WINDOW + 0x1000)]
+        );
     }
 }

@@ -1,18 +1,26 @@
 //! PCI bus 0: configuration access, slots, base address registers and what they decode.
 //!
 //! * [`config_port`]: the ports 0xcf8 and 0xcfc.
+//! * [`ecam`]: the same registers, and those above 256, as memory.
 //! * [`bar`]: one function's base address registers.
 //! * [`layout`]: where BARs are put before the guest runs, and where the guest may put them.
 //! * [`function`]: configuration space as the guest sees it.
+//! * [`msix`]: a function's vectors: table, masks, pending bits.
+//! * [`wiring`]: what a function asks of KVM.
 //! * [`bus`]: slots, and who answers at an address.
 
 pub mod bar;
 pub mod bus;
 pub mod config_port;
+pub mod ecam;
 pub mod function;
 pub mod layout;
+pub mod msix;
+pub mod wiring;
 
 pub use bus::Bus;
+pub use function::{ConfigEffect, PciFunction};
+pub use wiring::Wiring;
 
 /// Slots of the bus.
 pub const SLOTS: usize = 32;

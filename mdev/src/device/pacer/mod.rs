@@ -185,6 +185,11 @@ impl PacerBeat {
         self.irqs.wired(pacer::vector::VBLANK)
     }
 
+    /// Looks at all that a vblank needs, and so brings it close to this CPU.
+    pub fn warm(&self) -> u32 {
+        self.shared.resets() ^ self.timing.warm() ^ u32::from(self.irqs.is_enabled())
+    }
+
     /// What other threads may know and set.
     pub fn shared(&self) -> &PacerShared {
         &self.shared

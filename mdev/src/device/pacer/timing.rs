@@ -58,6 +58,11 @@ pub struct TimingWriter {
 }
 
 impl TimingWriter {
+    /// Reads the page's first word: to have it at hand when it is written.
+    pub(super) fn warm(&self) -> u32 {
+        self.mapping.load_u32(offset_of!(TimingPage, lock)).unwrap_or(0)
+    }
+
     /// Publishes `page`; `lock` and `version` are filled in.
     pub fn publish(&mut self, page: &TimingPage) {
         const BODY: usize = offset_of!(TimingPage, vblank_seq);

@@ -13,6 +13,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// Vectors of a function at most.
+const MAX_VECTORS: usize = 4;
 /// Retired eventfds that may wait for their last user.
 const MAX_RETIRED: usize = 8;
 
@@ -40,7 +42,9 @@ pub enum IrqError {
 /// The eventfds of a function's vectors. Any thread may signal while another rewires.
 #[derive(Debug)]
 pub struct IrqTable {
-    slots: Box<[ArcSwapOption<OwnedFd>]>,
+    /// Beside `enabled`, in the same cache line: many tables are looked at in a row.
+    slots: [ArcSwapOption<OwnedFd>; MAX_VECTORS],
+    count: u16,
     /// Eventfds that are not wired any more and that another thread may still be signalling. Only the thread
     /// that serves the peer looks here.
     retired: Mutex<Vec<Arc<OwnedFd>>>,
@@ -49,10 +53,12 @@ pub struct IrqTable {
 }
 
 impl IrqTable {
-    /// `vectors` vectors, none wired, interrupts off.
-    pub fn new(vectors: u16) -> Self {
+    /// `count` vectors, at most 4, none wired, interrupts off.
+    pub fn new(count: u16) -> Self {
+        debug_assert!(usize::from(count) <= MAX_VECTORS, "no function has more");
         Self {
-            slots: (0..vectors).map(|_| ArcSwapOption::empty()).collect(),
+            slots: [const { ArcSwapOption::const_empty() }; MAX_VECTORS],
+            count: count.min(MAX_VECTORS as u16),
             retired: Mutex::default(),
             enabled: AtomicBool::new(false),
         }
@@ -60,7 +66,7 @@ impl IrqTable {
 
     /// How many vectors there are.
     pub fn vectors(&self) -> u16 {
-        self.slots.len() as u16
+        self.count
     }
 
     /// Signals a vector. `false`: interrupts are off or nobody listens to this vector.
@@ -69,7 +75,7 @@ impl IrqTable {
     /// that and fill the counter, so only a thread that serves this slice alone may call this.
     pub fn signal(&self, vector: u16) -> Result<bool, IrqError> {
         let slot = self
-            .slots
+            .slots()
             .get(usize::from(vector))
             .ok_or(IrqError::NoSuchVector { vector, count: self.vectors() })?;
         if !self.enabled.load(Ordering::Acquire) {
@@ -87,8 +93,17 @@ impl IrqTable {
     /// The eventfd of a vector, where interrupts are on and somebody listens to it. Dropping it closes
     /// nothing: a peer can make that last, and the thread that serves it does it.
     pub fn wired(&self, vector: u16) -> Option<Arc<OwnedFd>> {
-        let slot = self.slots.get(usize::from(vector))?;
+        let slot = self.slots().get(usize::from(vector))?;
         if self.enabled.load(Ordering::Acquire) { slot.load_full() } else { None }
+    }
+
+    fn slots(&self) -> &[ArcSwapOption<OwnedFd>] {
+        &self.slots[..usize::from(self.count)]
+    }
+
+    /// Whether interrupts are on; who asks soon afterwards for a [`wired`](Self::wired) eventfd waits less.
+    pub(crate) fn is_enabled(&self) -> bool {
+        self.enabled.load(Ordering::Acquire)
     }
 
     /// Turns all interrupts on or off.
@@ -98,7 +113,7 @@ impl IrqTable {
 
     /// Forgets every eventfd. A thread that a full counter holds up in `signal` goes on.
     pub(crate) fn clear(&self) {
-        for slot in &self.slots {
+        for slot in self.slots() {
             if let Some(fd) = slot.swap(None) {
                 empty(&fd);
                 self.retire(fd);
@@ -127,11 +142,11 @@ impl IrqTable {
         let bad = || {
             DeviceError::Invalid(format!(
                 "{count} MSI-X vectors from {start}: there are {}",
-                self.slots.len()
+                self.count
             ))
         };
         let end = start.checked_add(count).ok_or_else(bad)?;
-        let slots = self.slots.get(start as usize..end as usize).ok_or_else(bad)?;
+        let slots = self.slots().get(start as usize..end as usize).ok_or_else(bad)?;
         match action {
             IrqAction::SetEventFds(fds) => {
                 if fds.len() != slots.len() {

@@ -266,9 +266,13 @@ mod tests {
             let vm =
                 beamline_vmm::config::Config::parse(&text, &files.guest_toml(guest)).expect(&text);
             assert!(vm.guest.cmdline.contains(" cost=7 cost2=9 width="), "{}", vm.guest.cmdline);
-            let beamline_vmm::config::Device::VfioUser(pacer) = &vm.devices[0];
+            let beamline_vmm::config::Device::VfioUser(pacer) = &vm.devices[0] else {
+                panic!("{text}");
+            };
             assert_eq!(pacer.socket, host.pacer_socket(slice));
-            let beamline_vmm::config::Device::VfioUser(gpu) = &vm.devices[1];
+            let beamline_vmm::config::Device::VfioUser(gpu) = &vm.devices[1] else {
+                panic!("{text}");
+            };
             assert_eq!(gpu.socket, host.gpu_socket(slice));
         }
     }

@@ -1,9 +1,9 @@
 //! A function attached over a real connection: used without a guest, and by a tiny guest.
 
 use super::*;
+use crate::machine::Machine;
 use crate::testing::device::{EXPRESS, MSIX, PAGE_VALUE, Probe, Served, VECTORS, bar0};
 use crate::testing::{Asm, Recorder, guest, kvm_or_skip, signal, take};
-use crate::vcpu::Machine;
 use crate::{ExitReason, Vm};
 use std::time::Duration;
 

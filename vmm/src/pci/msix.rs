@@ -1,7 +1,7 @@
 //! Stage 8, posted interrupt: the guest's MSI-X table decides which eventfds are irqfds.
 //!
-//! The VMM owns table, masks and pending bits (PCI 3.0, section 6.8.2); the server only knows an eventfd
-//! per vector. Per vector, from the moment the guest enables MSI-X:
+//! The VMM owns table, masks and pending bits (PCI 3.0, section 6.8.2); the function, be it ours or a
+//! server's, only knows an eventfd per vector. Per vector, from the moment the guest enables MSI-X:
 //!
 //! ```text
 //!              unmask: route, attach irqfd          signal ─► KVM injects
@@ -15,11 +15,10 @@
 //! KVM empties the eventfd whenever it injects, and when an irqfd is detached; attaching one to a
 //! readable eventfd injects. So a signal is delivered exactly once, whichever way it meets a mask.
 
-use super::link::{Link, LinkError};
+use super::wiring::Wiring;
 use crate::interrupt::{Gsi, MsiMessage};
-use crate::platform::{Platform, PlatformError};
+use crate::platform::PlatformError;
 use beamline_abi::pci::msix;
-use beamline_vfio_user::IrqIndex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -119,7 +118,17 @@ impl Capability {
     }
 }
 
-/// A vector that the server can signal.
+/// Who signals a function's vectors.
+pub trait Signaller {
+    /// Why it does not take eventfds.
+    type Error;
+    /// From now on it signals `fds` for the vectors from `start` on: at most 8 in one call.
+    fn set(&mut self, start: u32, fds: &[BorrowedFd<'_>]) -> Result<(), Self::Error>;
+    /// It forgets the eventfds of the first `count` vectors.
+    fn clear(&mut self, count: u32) -> Result<(), Self::Error>;
+}
+
+/// A vector that can be signalled.
 #[derive(Debug)]
 struct Wire {
     event: OwnedFd,
@@ -184,13 +193,13 @@ impl Msix {
     }
 
     /// Takes what `data`, written at `offset` of configuration space, says about the enable and mask bits.
-    pub fn write_control(
+    pub fn write_control<S: Signaller>(
         &mut self,
-        platform: &mut Platform,
-        link: &mut dyn Link,
+        wiring: &mut dyn Wiring,
+        signaller: &mut S,
         offset: u16,
         data: &[u8],
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), S::Error> {
         let high = self.capability.at + msix::CONTROL + 1;
         let Some(byte) = high.checked_sub(offset).and_then(|i| data.get(usize::from(i))) else {
             return Ok(());
@@ -199,24 +208,28 @@ impl Msix {
         let enable = control & msix::CONTROL_ENABLE != 0;
         self.all_masked = control & msix::CONTROL_MASK_ALL != 0;
         let result = match (self.enabled, enable) {
-            (false, true) => self.wire_up(platform, link),
+            (false, true) => self.wire_up(wiring, signaller),
             (true, false) => {
                 self.enabled = false;
-                self.refresh_all(platform);
-                self.unwire(platform, link)
+                self.refresh_all(wiring);
+                self.unwire(wiring, signaller)
             }
             _ => Ok(()),
         };
         self.enabled = enable;
-        self.refresh_all(platform);
+        self.refresh_all(wiring);
         result
     }
 
     /// The function was reset: all masked and disabled.
-    pub fn reset(&mut self, platform: &mut Platform, link: &mut dyn Link) -> Result<(), LinkError> {
+    pub fn reset<S: Signaller>(
+        &mut self,
+        wiring: &mut dyn Wiring,
+        signaller: &mut S,
+    ) -> Result<(), S::Error> {
         (self.enabled, self.all_masked) = (false, false);
-        self.refresh_all(platform);
-        let result = self.unwire(platform, link);
+        self.refresh_all(wiring);
+        let result = self.unwire(wiring, signaller);
         self.vectors.fill_with(|| Vector::RESET);
         result
     }
@@ -239,7 +252,7 @@ impl Msix {
 
     /// Writes the table from `offset` of it on: aligned accesses of 4 or 8 bytes, as the specification
     /// asks; others are dropped.
-    pub fn write_table(&mut self, platform: &mut Platform, offset: u64, data: &[u8]) {
+    pub fn write_table(&mut self, wiring: &mut dyn Wiring, offset: u64, data: &[u8]) {
         if !matches!(data.len(), 4 | 8) || !offset.is_multiple_of(data.len() as u64) {
             return;
         }
@@ -257,7 +270,7 @@ impl Msix {
                 _ => v.masked = value & msix::ENTRY_MASKED != 0,
             }
         }
-        self.refresh(platform, index);
+        self.refresh(wiring, index);
     }
 
     /// Reads the pending bits from `offset` of them on.
@@ -272,11 +285,15 @@ impl Msix {
         }
     }
 
-    /// Gives every vector an eventfd and tells the server: signals that come before a vector is first
+    /// Gives every vector an eventfd and tells who signals it: signals that come before a vector is first
     /// unmasked are pending then.
-    fn wire_up(&mut self, platform: &mut Platform, link: &mut dyn Link) -> Result<(), LinkError> {
+    fn wire_up<S: Signaller>(
+        &mut self,
+        wiring: &mut dyn Wiring,
+        signaller: &mut S,
+    ) -> Result<(), S::Error> {
         for (index, v) in self.vectors.iter_mut().enumerate() {
-            match new_wire(platform) {
+            match new_wire(wiring) {
                 Ok(wire) => v.wire = Some(wire),
                 Err(e) => {
                     tracing::warn!("MSI-X vectors from {index} on stay silent: {e}");
@@ -287,42 +304,46 @@ impl Msix {
         let fds: Vec<BorrowedFd<'_>> =
             self.vectors.iter().map_while(|v| v.wire.as_ref().map(|w| w.event.as_fd())).collect();
         for (start, batch) in (0..).step_by(BATCH).zip(fds.chunks(BATCH)) {
-            link.set_irqs(IrqIndex::MSIX, start, batch)?;
+            signaller.set(start, batch)?;
         }
         Ok(())
     }
 
     /// Takes the eventfds back. No irqfd is attached.
-    fn unwire(&mut self, platform: &mut Platform, link: &mut dyn Link) -> Result<(), LinkError> {
+    fn unwire<S: Signaller>(
+        &mut self,
+        wiring: &mut dyn Wiring,
+        signaller: &mut S,
+    ) -> Result<(), S::Error> {
         let mut wired = false;
         for wire in self.vectors.iter_mut().filter_map(|v| v.wire.take()) {
-            platform.give_gsi(wire.gsi);
+            wiring.give_gsi(wire.gsi);
             wired = true;
         }
         if wired {
-            link.clear_irqs(IrqIndex::MSIX, 0, u32::from(self.capability.vectors))?;
+            signaller.clear(u32::from(self.capability.vectors))?;
         }
         Ok(())
     }
 
-    fn refresh_all(&mut self, platform: &mut Platform) {
+    fn refresh_all(&mut self, wiring: &mut dyn Wiring) {
         for index in 0..self.vectors.len() {
-            self.refresh(platform, index);
+            self.refresh(wiring, index);
         }
     }
 
     /// Brings a vector's irqfd and route in line with its masks and message.
-    fn refresh(&mut self, platform: &mut Platform, index: usize) {
+    fn refresh(&mut self, wiring: &mut dyn Wiring, index: usize) {
         let on = self.enabled && !self.all_masked;
         let Some(v) = self.vectors.get_mut(index) else { return };
         let Some(wire) = v.wire.as_mut() else { return };
         let live = on && !v.masked;
         let result = match (wire.live, live) {
-            (false, true) => platform
+            (false, true) => wiring
                 .route(wire.gsi, v.message)
-                .and_then(|()| platform.attach_irqfd(wire.event.as_fd(), wire.gsi)),
-            (true, false) => platform.detach_irqfd(wire.event.as_fd(), wire.gsi),
-            (true, true) => platform.route(wire.gsi, v.message),
+                .and_then(|()| wiring.attach_irqfd(wire.event.as_fd(), wire.gsi)),
+            (true, false) => wiring.detach_irqfd(wire.event.as_fd(), wire.gsi),
+            (true, true) => wiring.route(wire.gsi, v.message),
             (false, false) => return,
         };
         match result {
@@ -332,9 +353,9 @@ impl Msix {
     }
 }
 
-fn new_wire(platform: &mut Platform) -> Result<Wire, WireError> {
+fn new_wire(wiring: &mut dyn Wiring) -> Result<Wire, WireError> {
     let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-    Ok(Wire { event, gsi: platform.take_gsi()?, live: false })
+    Ok(Wire { event, gsi: wiring.take_gsi()?, live: false })
 }
 
 /// Why a vector has no eventfd.

@@ -1,0 +1,12 @@
+//! MCFG (PCI Firmware Specification 3.3, section 4.1.2): where configuration space is as memory.
+
+use super::{OEM, OEM_REVISION, OEM_TABLE};
+use crate::pci::layout;
+use acpi_tables::mcfg::MCFG;
+
+/// Segment 0, bus 0.
+pub(super) fn table() -> MCFG {
+    let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
+    mcfg.add_ecam(layout::ECAM, 0, 0, 0);
+    mcfg
+}

@@ -1,0 +1,116 @@
+//! ACPI tables (ACPI 6.5): what a stock kernel needs to find CPUs, interrupts, PCI and the power switch.
+//!
+//! They lie from [`TABLES`] on, in what the memory map calls reserved: RSDP first, the rest in the order in
+//! which they refer to each other. SRAT and SLIT are missing: a guest has one NUMA node.
+
+mod dsdt;
+mod fadt;
+mod madt;
+mod mcfg;
+
+use crate::Gpa;
+use crate::memory::GuestRam;
+use crate::pci::layout::Windows;
+use acpi_tables::facs::FACS;
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, sdt::Sdt};
+use vm_memory::{Bytes, GuestMemoryError};
+
+/// Where the tables start: where kernels also look for them by themselves.
+pub const TABLES: u64 = 0xe_0000;
+/// Where they have to end.
+const END: u64 = 0x10_0000;
+/// The firmware control structure wants so much; the others do not mind.
+const ALIGN: u64 = 64;
+
+/// OEM ID, OEM table ID and OEM revision of all tables.
+const OEM: [u8; 6] = *b"BEAMLN";
+const OEM_TABLE: [u8; 8] = *b"BEAMLINE";
+const OEM_REVISION: u32 = 1;
+
+/// The tables cannot be written.
+#[derive(Debug, thiserror::Error)]
+pub enum AcpiError {
+    /// They need more room.
+    #[error("the ACPI tables need {need:#x} bytes, and there are {:#x}", END - TABLES)]
+    Full {
+        /// Bytes.
+        need: u64,
+    },
+    /// The RAM does not reach so far.
+    #[error("the ACPI tables do not fit into the guest's RAM")]
+    Memory(#[from] GuestMemoryError),
+}
+
+/// What the tables tell of the machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Board {
+    /// How many vCPUs: 1 to 64; their APIC IDs count from 0.
+    pub vcpus: u32,
+    /// Where BARs may be.
+    pub windows: Windows,
+}
+
+/// Writes the tables and returns where the RSDP is.
+pub fn write(ram: &GuestRam, board: &Board) -> Result<Gpa, AcpiError> {
+    let mut tables = Tables { next: TABLES, done: Vec::new() };
+    // Its place is known before its contents.
+    let rsdp = tables.reserve(Rsdp::len() as u64);
+    let facs = tables.add(bytes(&FACS::new()));
+    let dsdt = tables.add(dsdt::table(board).as_slice().to_vec());
+    let listed = [
+        tables.add(bytes(&fadt::table(facs, dsdt))),
+        tables.add(madt::table(board.vcpus).as_slice().to_vec()),
+        tables.add(bytes(&mcfg::table())),
+    ];
+    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+    for table in listed {
+        xsdt.add_entry(table.0);
+    }
+    let xsdt = tables.add(bytes(&xsdt));
+    tables.done.push((rsdp, bytes(&Rsdp::new(OEM, xsdt.0))));
+    if tables.next > END {
+        return Err(AcpiError::Full { need: tables.next - TABLES });
+    }
+    for (at, table) in &tables.done {
+        ram.memory().write_slice(table, *at)?;
+    }
+    Ok(rsdp)
+}
+
+/// Tables with their places.
+struct Tables {
+    next: u64,
+    done: Vec<(Gpa, Vec<u8>)>,
+}
+
+impl Tables {
+    fn reserve(&mut self, size: u64) -> Gpa {
+        let at = Gpa(self.next);
+        self.next = (self.next + size).next_multiple_of(ALIGN);
+        at
+    }
+
+    fn add(&mut self, table: Vec<u8>) -> Gpa {
+        let at = self.reserve(table.len() as u64);
+        self.done.push((at, table));
+        at
+    }
+}
+
+fn bytes(table: &dyn Aml) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    table.to_aml_bytes(&mut bytes);
+    bytes
+}
+
+/// A table with the common header and nothing else yet.
+fn empty(signature: [u8; 4], revision: u8) -> Sdt {
+    /// ACPI 6.5, table 5.4.
+    const HEADER: u32 = 36;
+    Sdt::new(signature, HEADER, revision, OEM, OEM_TABLE, OEM_REVISION)
+}
+
+#[cfg(test)]
+mod tests;

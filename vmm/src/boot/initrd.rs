@@ -1,0 +1,60 @@
+//! The initrd: as high as it may be, so that the kernel has room to unpack itself below.
+
+use super::{BootError, open};
+use crate::Gpa;
+use crate::memory::GuestRam;
+use std::path::Path;
+use vm_memory::{Bytes, GuestMemoryError};
+
+const PAGE: u64 = 4096;
+
+/// Where an initrd lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Initrd {
+    /// First address: a multiple of 4096.
+    pub at: Gpa,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// Where `size` bytes go between `after` and `end`.
+fn place(size: u64, after: u64, end: u64) -> Option<Gpa> {
+    let at = end.checked_sub(size)? / PAGE * PAGE;
+    (at >= after).then_some(Gpa(at))
+}
+
+/// Loads the file at `path` between `after`, where the kernel ends, and `end`, which the kernel can reach.
+pub(super) fn load(ram: &GuestRam, path: &Path, after: u64, end: u64) -> Result<Initrd, BootError> {
+    let mut file = open("guest.initrd", path)?;
+    let read = |source| BootError::Read { what: "guest.initrd", path: path.to_owned(), source };
+    let metadata = file.metadata().map_err(read)?;
+    let size = metadata.len();
+    if !metadata.is_file() || size == 0 {
+        return Err(BootError::EmptyInitrd { path: path.to_owned() });
+    }
+    let end = end.min(ram.low_end());
+    let Some(at) = place(size, after, end) else {
+        return Err(BootError::LargeInitrd { path: path.to_owned(), size, after, end });
+    };
+    // `size` is below the RAM's, which is mapped.
+    ram.memory().read_exact_volatile_from(at, &mut file, size as usize).map_err(|e| match e {
+        GuestMemoryError::IOError(e) => read(e),
+        // It became shorter while it was read.
+        e => read(std::io::Error::other(e)),
+    })?;
+    Ok(Initrd { at, size })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_placed_high_and_never_over_the_kernel() {
+        assert_eq!(place(1, 0, 0x10_0000), Some(Gpa(0xf_f000)));
+        assert_eq!(place(0x1001, 0, 0x10_0000), Some(Gpa(0xf_e000)));
+        assert_eq!(place(0x1000, 0xf_f000, 0x10_0000), Some(Gpa(0xf_f000)));
+        assert_eq!(place(0x1001, 0xf_f000, 0x10_0000), None);
+        assert_eq!(place(u64::MAX, 0, 0x10_0000), None);
+    }
+}

@@ -1,0 +1,175 @@
+//! What a vCPU's CPUID says: the host's, with a topology of its own.
+//!
+//! One package, one die, `count` cores with one thread each; APIC IDs count from 0. Leaves are those of
+//! Intel's SDM, volume 2A, "CPUID", and of AMD's APM, volume 3, appendix E.
+
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
+
+/// Leaf 1.
+const VERSION: u32 = 1;
+/// Leaf 4, and AMD's counterpart: caches.
+const CACHES: u32 = 4;
+const AMD_CACHES: u32 = 0x8000_001d;
+/// Leaves 0xb and 0x1f: levels of the topology.
+const TOPOLOGY: [u32; 2] = [0xb, 0x1f];
+const AMD_FEATURES: u32 = 0x8000_0001;
+const AMD_SIZES: u32 = 0x8000_0008;
+const AMD_TOPOLOGY: u32 = 0x8000_001e;
+/// Levels of the topology, AMD's newer leaf: left out, since the older ones say the same.
+const AMD_LEVELS: u32 = 0x8000_0026;
+
+/// Kinds of levels in leaves 0xb and 0x1f.
+const THREADS: u32 = 1;
+const CORES: u32 = 2;
+
+/// Which vCPU, of how many.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seat {
+    pub(crate) index: u32,
+    pub(crate) count: u32,
+}
+
+impl Seat {
+    /// Bits of an APIC ID that tell the cores apart.
+    fn bits(self) -> u32 {
+        self.count.next_power_of_two().trailing_zeros()
+    }
+}
+
+/// The host's `entries`, as the vCPU at `seat` sees them.
+pub(crate) fn adapt(host: &CpuId, seat: Seat, deadline_timer: bool) -> Vec<kvm_cpuid_entry2> {
+    let listed = |leaf| host.as_slice().iter().any(|e| e.function == leaf);
+    let mut entries: Vec<kvm_cpuid_entry2> = host
+        .as_slice()
+        .iter()
+        .filter(|e| !TOPOLOGY.contains(&e.function) && e.function != AMD_LEVELS)
+        .map(|entry| adapted(*entry, seat, deadline_timer))
+        .collect();
+    for leaf in TOPOLOGY.into_iter().filter(|leaf| listed(*leaf)) {
+        entries.extend(levels(leaf, seat));
+    }
+    entries
+}
+
+fn adapted(mut e: kvm_cpuid_entry2, seat: Seat, deadline_timer: bool) -> kvm_cpuid_entry2 {
+    const X2APIC: u32 = 1 << 21;
+    const TSC_DEADLINE: u32 = 1 << 24;
+    const HYPERVISOR: u32 = 1 << 31;
+    const VMX: u32 = 1 << 5;
+    const SVM: u32 = 1 << 2;
+    const HYPER_THREADING: u32 = 1 << 28;
+    const COMPATIBLE_CORES: u32 = 1 << 1;
+    let Seat { index, count } = seat;
+    match e.function {
+        VERSION => {
+            e.ecx |= X2APIC | HYPERVISOR;
+            // A guest has no guests: less of KVM within its reach.
+            e.ecx &= !VMX;
+            if deadline_timer {
+                e.ecx |= TSC_DEADLINE;
+            }
+            let processors = 1 << seat.bits();
+            e.ebx = (e.ebx & 0xffff) | processors << 16 | index << 24;
+            e.edx = e.edx & !HYPER_THREADING | if count > 1 { HYPER_THREADING } else { 0 };
+        }
+        CACHES | AMD_CACHES if e.eax & 0x1f != 0 => {
+            // Level 3 is everyone's, the others are each core's own.
+            let sharing = if (e.eax >> 5) & 7 >= 3 { count - 1 } else { 0 };
+            e.eax = (e.eax & !(0xfff << 14)) | sharing << 14;
+            if e.function == CACHES {
+                let cores = (1 << seat.bits()) - 1;
+                e.eax = (e.eax & !(0x3f << 26)) | cores << 26;
+            }
+        }
+        AMD_FEATURES => {
+            e.ecx &= !SVM;
+            e.ecx = e.ecx & !COMPATIBLE_CORES | if count > 1 { COMPATIBLE_CORES } else { 0 };
+        }
+        AMD_SIZES => e.ecx = (e.ecx & !0xf0ff) | (count - 1) | seat.bits() << 12,
+        AMD_TOPOLOGY => {
+            e.eax = index;
+            e.ebx = index;
+            e.ecx = 0;
+        }
+        _ => {}
+    }
+    e
+}
+
+/// A leaf with the levels: threads, cores, and the end.
+fn levels(function: u32, seat: Seat) -> [kvm_cpuid_entry2; 3] {
+    let level = |index, kind: u32, shift, processors| kvm_cpuid_entry2 {
+        function,
+        index,
+        flags: kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: processors,
+        ecx: index | kind << 8,
+        edx: seat.index,
+        ..Default::default()
+    };
+    [level(0, THREADS, 0, 1), level(1, CORES, seat.bits(), seat.count), level(2, 0, 0, 0)]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(function: u32, eax: u32, ebx: u32, ecx: u32, edx: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() }
+    }
+
+    fn seen(host: &[kvm_cpuid_entry2], index: u32, count: u32) -> Vec<kvm_cpuid_entry2> {
+        adapt(&CpuId::from_entries(host).unwrap(), Seat { index, count }, true)
+    }
+
+    fn leaf(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
+        *entries.iter().find(|e| e.function == function && e.index == index).unwrap()
+    }
+
+    #[test]
+    fn each_vcpu_has_its_own_id_in_every_leaf() {
+        let host = [
+            entry(1, 0, 0xff10_1234, 1 << 5, 0),
+            entry(4, 1 << 5 | 1 | 7 << 14, 0, 0, 0),
+            entry(0xb, 9, 9, 9, 9),
+            entry(AMD_FEATURES, 0, 0, 1 << 2, 0),
+            entry(AMD_SIZES, 0, 0, 0x500b, 0),
+            entry(AMD_TOPOLOGY, 77, 77, 77, 0),
+            entry(AMD_LEVELS, 1, 1, 1, 1),
+        ];
+        for (index, count, bits) in [(0, 1, 0), (1, 2, 1), (2, 3, 2), (63, 64, 6)] {
+            let e = seen(&host, index, count);
+            let one = leaf(&e, 1, 0);
+            assert_eq!(one.ebx, index << 24 | (1 << bits) << 16 | 0x1234);
+            assert_eq!(one.ecx & (1 << 5), 0, "no VMX");
+            assert_eq!(one.edx >> 28 & 1, u32::from(count > 1));
+            assert_eq!(
+                (leaf(&e, 4, 0).eax >> 26, leaf(&e, 4, 0).eax >> 14 & 0xfff),
+                ((1 << bits) - 1, 0)
+            );
+            let cores = leaf(&e, 0xb, 1);
+            assert_eq!((cores.eax, cores.ebx, cores.edx), (bits, count, index));
+            assert_eq!(leaf(&e, 0xb, 0).ecx, 0x100);
+            assert_eq!(leaf(&e, 0xb, 2).ecx, 2, "the end");
+            assert!(
+                !e.iter().any(|e| e.function == 0x1f),
+                "what the host has not, the guest has not"
+            );
+            assert!(!e.iter().any(|e| e.function == AMD_LEVELS));
+            assert_eq!(leaf(&e, AMD_FEATURES, 0).ecx, if count > 1 { 2 } else { 0 }, "no SVM");
+            assert_eq!(leaf(&e, AMD_SIZES, 0).ecx, (count - 1) | bits << 12);
+            assert_eq!(leaf(&e, AMD_TOPOLOGY, 0).eax, index);
+        }
+    }
+
+    #[test]
+    fn only_the_last_level_of_cache_is_shared() {
+        let cache = |level: u32| entry(AMD_CACHES, level << 5 | 1 | 63 << 14, 0, 0, 0);
+        for (level, sharing) in [(1, 0), (2, 0), (3, 3)] {
+            let e = seen(&[cache(level)], 1, 4);
+            assert_eq!(e[0].eax >> 14 & 0xfff, sharing, "level {level}");
+        }
+        assert_eq!(seen(&[entry(4, 0, 0, 0, 0)], 1, 4)[0].eax, 0, "the end of the list");
+    }
+}
