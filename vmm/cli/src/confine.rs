@@ -3,13 +3,15 @@
 use crate::failure::refused;
 use beamline_mdev::config::{BackendKind, HostConfig};
 use beamline_vmm::Config;
+use beamline_vmm::config::{Device, InputDevice};
+use beamline_vmm::devices::virtio::console::Output;
 use beamline_vmm::sandbox::{
     Enforced, Files, Keep, Role, SandboxError, Threads, confine, drop_capabilities, launcher_files,
     renderer_files, restrict,
 };
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// This very file, also where it was replaced since.
 const PROGRAM: &str = "/proc/self/exe";
@@ -26,9 +28,47 @@ fn own_files() -> Files {
 pub(crate) fn vmm_set_up(config: &Config) -> anyhow::Result<()> {
     let mut files = own_files();
     files.read.push(config.guest.image.clone());
+    files.read.extend(config.guest.initrd.clone());
     files.devices.push("/dev/kvm".into());
+    let files = config.devices.iter().map(device).fold(files, Files::and);
     warn(restrict(&files, Keep::vmm_set_up()).map_err(classed)?);
     Ok(())
+}
+
+/// What one of a guest's devices opens.
+fn device(device: &Device) -> Files {
+    let mut files = Files::default();
+    match device {
+        Device::Blk(disk) => {
+            let path = disk.source.path.clone();
+            let regular = path.metadata().is_ok_and(|m| m.is_file());
+            match (regular, disk.source.readonly) {
+                (true, true) => files.read.push(path),
+                (true, false) => files.write.push(path),
+                // A block device is asked for the size of its sectors.
+                (false, _) => files.devices.push(path),
+            }
+        }
+        Device::Net(_) => files.devices.push("/dev/net/tun".into()),
+        Device::Vsock(_) => files.devices.push("/dev/vhost-vsock".into()),
+        Device::Console(console) => match &console.output {
+            Output::Terminal => {}
+            Output::File(path) => {
+                // Landlock's rules are about what is there. Where that fails, whoever uses it says so.
+                let _ = std::fs::OpenOptions::new().append(true).create(true).open(path);
+                files.write.push(path.clone());
+            }
+            Output::Socket(path) => files.sockets.extend(path.parent().map(folder)),
+        },
+        Device::Input(InputDevice::Evdev(path)) => files.devices.push(path.clone()),
+        Device::VfioUser(_) | Device::Rng | Device::Input(_) | Device::Balloon => {}
+    }
+    files
+}
+
+/// A folder by a name that is not empty.
+fn folder(path: &Path) -> PathBuf {
+    Path::new(".").join(path)
 }
 
 /// Leaves this process what a running guest takes. Once the guest is built, before it runs.
@@ -42,7 +82,7 @@ pub(crate) fn host_set_up(config: &HostConfig) -> anyhow::Result<()> {
     let mut files = own_files();
     // Landlock's rules are about what is there.
     make_folder(&config.run_dir);
-    files.write.push(config.run_dir.clone());
+    files.write.push(folder(&config.run_dir));
     if let Some(images) = &config.images {
         make_folder(images);
         files.write.push(images.clone());
