@@ -11,7 +11,7 @@ use beamline_vmm::sandbox::{
 };
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// This very file, also where it was replaced since.
 const PROGRAM: &str = "/proc/self/exe";
@@ -30,44 +30,45 @@ pub(crate) fn vmm_set_up(config: &Config) -> anyhow::Result<()> {
     files.read.push(config.guest.image.clone());
     files.read.extend(config.guest.initrd.clone());
     files.devices.push("/dev/kvm".into());
-    for device in &config.devices {
-        device_files(device, &mut files);
-    }
+    let files = config.devices.iter().map(device).fold(files, Files::and);
     warn(restrict(&files, Keep::vmm_set_up()).map_err(classed)?);
     Ok(())
 }
 
-/// What a device of the VMM's own opens.
-fn device_files(device: &Device, files: &mut Files) {
+/// What one of a guest's devices opens.
+fn device(device: &Device) -> Files {
+    let mut files = Files::default();
     match device {
         Device::Blk(disk) => {
             let path = disk.source.path.clone();
-            if is_device(&path) {
-                files.devices.push(path);
-            } else if disk.source.readonly {
-                files.read.push(path);
-            } else {
-                files.write.push(path);
+            let regular = path.metadata().is_ok_and(|m| m.is_file());
+            match (regular, disk.source.readonly) {
+                (true, true) => files.read.push(path),
+                (true, false) => files.write.push(path),
+                // A block device is asked for the size of its sectors.
+                (false, _) => files.devices.push(path),
             }
         }
         Device::Net(_) => files.devices.push("/dev/net/tun".into()),
         Device::Vsock(_) => files.devices.push("/dev/vhost-vsock".into()),
-        Device::Input(InputDevice::Evdev(path)) => files.devices.push(path.clone()),
-        Device::Console(console) => {
-            if let Output::File(path) = &console.output {
-                make_file(path);
+        Device::Console(console) => match &console.output {
+            Output::Terminal => {}
+            Output::File(path) => {
+                // Landlock's rules are about what is there. Where that fails, whoever uses it says so.
+                let _ = std::fs::OpenOptions::new().append(true).create(true).open(path);
                 files.write.push(path.clone());
             }
-        }
-        Device::Input(InputDevice::Kind(_))
-        | Device::VfioUser(_)
-        | Device::Rng
-        | Device::Balloon => {}
+            Output::Socket(path) => files.sockets.extend(path.parent().map(folder)),
+        },
+        Device::Input(InputDevice::Evdev(path)) => files.devices.push(path.clone()),
+        Device::VfioUser(_) | Device::Rng | Device::Input(_) | Device::Balloon => {}
     }
+    files
 }
 
-fn is_device(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|at| !at.is_file() && !at.is_dir())
+/// A folder by a name that is not empty.
+fn folder(path: &Path) -> PathBuf {
+    Path::new(".").join(path)
 }
 
 /// Leaves this process what a running guest takes. Once the guest is built, before it runs.
@@ -81,7 +82,7 @@ pub(crate) fn host_set_up(config: &HostConfig) -> anyhow::Result<()> {
     let mut files = own_files();
     // Landlock's rules are about what is there.
     make_folder(&config.run_dir);
-    files.write.push(config.run_dir.clone());
+    files.write.push(folder(&config.run_dir));
     if let Some(images) = &config.images {
         make_folder(images);
         files.write.push(images.clone());

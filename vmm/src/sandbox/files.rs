@@ -19,6 +19,8 @@ pub struct Files {
     pub read: Vec<PathBuf>,
     /// For reading and writing. In a folder, files and sockets may be made and removed.
     pub write: Vec<PathBuf>,
+    /// Folders in which sockets may be made, and what is in them removed.
+    pub sockets: Vec<PathBuf>,
     /// Devices: for reading, writing, and requests to their drivers.
     pub devices: Vec<PathBuf>,
     /// Programs and their libraries: for reading, and to be run.
@@ -42,6 +44,7 @@ impl Files {
     pub fn and(mut self, other: Self) -> Self {
         self.read.extend(other.read);
         self.write.extend(other.write);
+        self.sockets.extend(other.sockets);
         self.devices.extend(other.devices);
         self.run.extend(other.run);
         self
@@ -57,6 +60,7 @@ impl Files {
         let read = AccessFs::ReadFile | AccessFs::ReadDir;
         let files = BitFlags::from(AccessFs::WriteFile) | AccessFs::Truncate;
         let write = read | files | AccessFs::MakeReg | AccessFs::MakeSock | AccessFs::RemoveFile;
+        let sockets = AccessFs::MakeSock | AccessFs::RemoveFile;
         let devices = read | AccessFs::WriteFile | AccessFs::IoctlDev;
         let status = Ruleset::default()
             .set_compatibility(CompatLevel::BestEffort)
@@ -66,6 +70,7 @@ impl Files {
             .create()?
             .add_rules(path_beneath_rules(&self.read, read))?
             .add_rules(path_beneath_rules(&self.write, write))?
+            .add_rules(path_beneath_rules(&self.sockets, sockets))?
             .add_rules(path_beneath_rules(&self.devices, devices))?
             .add_rules(path_beneath_rules(&self.run, read | AccessFs::Execute))?
             .restrict_self()?;

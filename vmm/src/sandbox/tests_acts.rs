@@ -100,8 +100,7 @@ pub(super) fn files(folder: &Path) {
     let files = Files {
         read: vec![at("read"), at("missing")],
         write: vec![at("write"), at("folder")],
-        run: vec![],
-        devices: vec![],
+        ..Files::default()
     };
     restrict(&files, Keep::urgency()).unwrap();
     let refused = |result: std::io::Result<()>| {

@@ -1,6 +1,6 @@
 //! What a VMM does while its guest runs. Everything that it opens and connects to is open by then.
 
-use super::calls::Calls;
+use super::calls::{Calls, bits};
 use super::common;
 use kvm_bindings::{
     KVMIO, kvm_clock_data, kvm_debugregs, kvm_fpu, kvm_interrupt, kvm_ioeventfd, kvm_irq_level,
@@ -52,49 +52,32 @@ const KVM: [u32; 28] = [
     kvm(WRITE, 0x7b, size_of::<kvm_clock_data>()),
 ];
 
-/// Requests to descriptors of other kinds: blocking or not, and the terminal, which is restored at the end.
-const OTHERS: [u32; 7] = [
+/// Requests to descriptors of other kinds: blocking or not; the terminal, which is restored at the end; and the
+/// offloads of a tap, which the guest's driver chooses.
+const OTHERS: [u32; 12] = [
     libc::FIONBIO as u32,
     libc::FIOCLEX as u32,
     libc::TCGETS as u32,
     libc::TCSETS as u32,
     libc::TCSETSW as u32,
     libc::TCSETSF as u32,
+    libc::TCGETS2 as u32,
+    libc::TCSETS2 as u32,
+    libc::TCSETSW2 as u32,
+    libc::TCSETSF2 as u32,
     libc::TIOCGWINSZ as u32,
-];
-
-/// What a guest's driver negotiates with a tap, and the kernel's own devices, which a driver starts and stops
-/// (linux/vhost.h): owner, features, memory, and what a ring and its eventfds are.
-const DEVICES: [u32; 14] = [
     libc::TUNSETOFFLOAD as u32,
-    vhost(READ, 0x00, size_of::<u64>()),
-    vhost(WRITE, 0x00, size_of::<u64>()),
-    vhost(NONE, 0x01, 0),
-    vhost(NONE, 0x02, 0),
-    // VHOST_SET_MEM_TABLE, whose size is that of its head.
-    vhost(WRITE, 0x03, size_of::<u64>()),
-    vhost(WRITE, 0x10, 2 * size_of::<u32>()),
-    vhost(WRITE, 0x11, 2 * size_of::<u32>() + 4 * size_of::<u64>()),
-    vhost(WRITE, 0x12, 2 * size_of::<u32>()),
-    vhost(READ | WRITE, 0x12, 2 * size_of::<u32>()),
-    vhost(WRITE, 0x20, 2 * size_of::<u32>()),
-    vhost(WRITE, 0x21, 2 * size_of::<u32>()),
-    vhost(WRITE, 0x22, 2 * size_of::<u32>()),
-    // VHOST_VSOCK_SET_RUNNING
-    vhost(WRITE, 0x61, size_of::<libc::c_int>()),
 ];
 
-/// The number of one of vhost's requests.
-const fn vhost(direction: u32, number: u32, size: usize) -> u32 {
-    direction << 30 | (size as u32) << 16 | 0xaf << 8 | number
-}
+/// Type of vhost's requests (linux/vhost.h): a guest's driver starts its sockets in the kernel when it is ready.
+const VHOST: u32 = 0xaf;
 
 pub(super) fn calls() -> Calls {
     common::calls()
         .and(common::no_new_code())
         .allow_values(libc::SYS_ioctl, 1, &KVM)
         .allow_values(libc::SYS_ioctl, 1, &OTHERS)
-        .allow_values(libc::SYS_ioctl, 1, &DEVICES)
+        .allow_if(libc::SYS_ioctl, &[bits(1, 0xff00, VHOST << 8)])
         // A vCPU's nice value and time slice.
         .allow(&[libc::SYS_sched_setattr])
         // Disks and files that are open.
@@ -102,9 +85,14 @@ pub(super) fn calls() -> Calls {
             libc::SYS_fallocate,
             libc::SYS_fdatasync,
             libc::SYS_fsync,
+            libc::SYS_ftruncate,
             libc::SYS_preadv,
+            libc::SYS_preadv2,
             libc::SYS_pwrite64,
             libc::SYS_pwritev,
+            libc::SYS_pwritev2,
         ])
+        // A console's socket, whose name goes with the guest. Landlock says where.
+        .allow(&[libc::SYS_accept4, libc::SYS_unlink])
         .allow(&[libc::SYS_timerfd_create, libc::SYS_timerfd_settime])
 }
