@@ -350,8 +350,13 @@ fn resets_and_drops_leave_nothing_behind() {
         until_threads("rng/gone", 0);
         let counts = counts.lock().unwrap();
         assert_eq!((counts.started, counts.reset, counts.live), (n, n, 0));
+        // Descriptors are owned by these: the function alone has them.
+        assert_eq!(Arc::strong_count(&d.function.shared), 1);
+        assert!(d.function.bells.iter().all(|b| Arc::strong_count(&b.kick) == 1));
     }
     let weak = Arc::downgrade(&d.memory);
+    let shared = Arc::downgrade(&d.function.shared);
+    let kick = Arc::downgrade(&d.function.bells[0].kick);
     d.agree(u64::MAX);
     let _ring = d.queue(0, 8);
     d.ready();
@@ -359,6 +364,7 @@ fn resets_and_drops_leave_nothing_behind() {
     until_threads("rng/gone", 0);
     assert_eq!(counts.lock().unwrap().live, 0);
     assert!(weak.upgrade().is_none(), "nobody has the guest's memory any more");
+    assert!(shared.upgrade().is_none() && kick.upgrade().is_none(), "nor any descriptor");
 }
 
 #[test]
