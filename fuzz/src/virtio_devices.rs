@@ -1,6 +1,7 @@
 //! The VMM's own virtio functions: configuration space, registers, MSI-X, and the queues of a disk above all.
 //! Kicks are served within the write, so that an input does the same each time.
 
+use crate::fds::Open;
 use crate::input::Input;
 use beamline_abi::pci::{command, config};
 use beamline_abi::virtio_pci::{common, ring, status};
@@ -145,6 +146,7 @@ struct Guest {
 
 /// Runs one life of a function.
 pub(crate) fn run(bytes: &[u8]) {
+    let open = Open::now();
     let mut input = Input::new(bytes);
     let mut guest = Guest::new(input.u8());
     if input.flag() {
@@ -157,6 +159,7 @@ pub(crate) fn run(bytes: &[u8]) {
         guest.step(&mut input);
     }
     guest.finish();
+    open.check();
 }
 
 impl Guest {

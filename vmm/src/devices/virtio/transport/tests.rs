@@ -350,8 +350,13 @@ fn resets_and_drops_leave_nothing_behind() {
         until_threads("rng/gone", 0);
         let counts = counts.lock().unwrap();
         assert_eq!((counts.started, counts.reset, counts.live), (n, n, 0));
+        // Descriptors are owned by these: the function alone has them.
+        assert_eq!(Arc::strong_count(&d.function.shared), 1);
+        assert!(d.function.bells.iter().all(|b| Arc::strong_count(&b.kick) == 1));
     }
     let weak = Arc::downgrade(&d.memory);
+    let shared = Arc::downgrade(&d.function.shared);
+    let kick = Arc::downgrade(&d.function.bells[0].kick);
     d.agree(u64::MAX);
     let _ring = d.queue(0, 8);
     d.ready();
@@ -359,11 +364,17 @@ fn resets_and_drops_leave_nothing_behind() {
     until_threads("rng/gone", 0);
     assert_eq!(counts.lock().unwrap().live, 0);
     assert!(weak.upgrade().is_none(), "nobody has the guest's memory any more");
+    assert!(shared.upgrade().is_none() && kick.upgrade().is_none(), "nor any descriptor");
 }
 
 #[test]
 fn a_function_without_bus_mastering_touches_nothing() {
-    let (mut d, _) = echo();
+    let memory = memory();
+    let device = Echo { counts: Arc::default(), config: *b"beamline" };
+    let function = Transport::new("test".into(), Box::new(device), Arc::clone(&memory)).unwrap();
+    // Served within the write: what was not done when it returns is not going to be.
+    let mut d = Driver::over(function.inline(), memory);
+    d.function.unmap(&mut d.wiring, 0);
     d.agree(u64::MAX);
     let mut ring = d.queue(0, 8);
     d.ready();
@@ -374,16 +385,24 @@ fn a_function_without_bus_mastering_touches_nothing() {
     d.set_config(config::COMMAND, command::MEMORY.into());
     d.add(&mut ring, &parts);
     d.kick(&ring);
-    // The reset joins the thread: whatever it was going to do is done.
-    d.set_config(config::COMMAND, command::MEMORY.into());
-    d.function.stop();
     assert_eq!(d.used(&mut ring), None);
+    d.set_config(config::COMMAND, (command::MEMORY | command::BUS_MASTER).into());
+    d.kick(&ring);
+    assert_eq!(d.used(&mut ring).map(|(_, len)| len), Some(1));
+}
+
+#[test]
+fn what_was_left_lying_without_bus_mastering_is_served_when_it_is_on() {
+    let (mut d, _) = echo();
     d.agree(u64::MAX);
     let mut ring = d.queue(0, 8);
     d.ready();
-    d.add(&mut ring, &parts);
+    let at = d.bytes(&[5]);
+    let back = d.room(1);
+    d.set_config(config::COMMAND, command::MEMORY.into());
+    d.add(&mut ring, &[Part::Out(at, 1), Part::In(back, 1)]);
     d.set_config(config::COMMAND, (command::MEMORY | command::BUS_MASTER).into());
-    d.wait(&mut ring);
+    assert_eq!(d.wait(&mut ring).1, 1);
 }
 
 #[test]
