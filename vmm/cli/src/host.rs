@@ -45,6 +45,35 @@ pub(crate) fn host(path: &Path, sandbox: bool) -> anyhow::Result<()> {
     anyhow::bail!("{}: while draining: {}", path.display(), drained.problems.join("; "))
 }
 
+/// Looks for mistakes in the configuration at `path`, and says what it would make; starts nothing.
+pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
+    let config = HostConfig::load(path).map_err(refused_by)?;
+    admit(&config).map_err(|error| error.context(path.display().to_string()))?;
+    for slice in &config.slices {
+        let contract = &slice.contract;
+        output::line(&format!(
+            "slice {}: {} ms of every {} ms, {}x{}, at {} and {}",
+            slice.name,
+            millis(contract.budget),
+            contract.period.num() as f64 / contract.period.den() as f64 / 1e6,
+            slice.width,
+            slice.height,
+            config.pacer_socket(slice).display(),
+            config.gpu_socket(slice).display(),
+        ));
+    }
+    output::line(&format!("control socket: {}", config.control_socket().display()));
+    output::line(&format!(
+        "{}: no mistakes found; all contracts can be kept together",
+        path.display()
+    ));
+    Ok(())
+}
+
+fn millis(time: beamline_abi::Nanos) -> f64 {
+    time.0 as f64 / 1e6
+}
+
 fn ready(host: &Host, adapter: Option<String>) -> HostEvent {
     let ready = host.ready();
     let slice = |s: &beamline_mdev::host::ReadySlice| ReadySlice {

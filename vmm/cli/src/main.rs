@@ -30,6 +30,7 @@ Examples:
   beamline demo                   three guests on one GPU: alone, fifo, unmediated, beamline
   beamline demo my.toml --json    the same with other guests; the report as JSON on stdout
   beamline host host.toml         schedule a GPU and serve its slices until Ctrl-C
+  beamline host host.toml --check look for mistakes in a host's file, start nothing
   beamline slice list             what a running host serves; also create, change, remove
   beamline run vr.toml --check    look for mistakes in a guest's file, start nothing
   beamline run vr.toml            boot that guest on the slices that a host serves
@@ -65,6 +66,9 @@ enum Command {
     Host {
         /// The host's configuration: GPU, CPUs, slices and their contracts
         config: PathBuf,
+        /// Only look for mistakes in the configuration, and whether its contracts can be kept together
+        #[arg(long)]
+        check: bool,
         /// Keep all files, system calls and privileges within reach, to look for what the sandbox stops
         #[arg(long)]
         no_sandbox: bool,
@@ -131,7 +135,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
     output::start_logs();
     match cli.command {
-        Command::Host { config, no_sandbox } => host::host(&config, !no_sandbox),
+        Command::Host { config, check: true, .. } => host::check(&config),
+        Command::Host { config, no_sandbox, .. } => host::host(&config, !no_sandbox),
         Command::Slice(options) => slice::slice(options),
         Command::Run { guest, check, no_sandbox } => run::run(&guest, check, !no_sandbox),
         Command::Demo(options) => demo::demo(&options),

@@ -138,6 +138,26 @@ fn check_finds_nothing_wrong_with_a_good_file_and_starts_nothing() {
 }
 
 #[test]
+fn a_hosts_file_is_checked_without_starting_it() {
+    let folder = folder_with(&[
+        ("host.toml", HOST),
+        ("infeasible.toml", &HOST.replace("budget_ms = 2.2", "budget_ms = 10.5")),
+        ("unknown.toml", &HOST.replace("width", "widht")),
+    ]);
+    let out = output(&["host", "host.toml", "--check"], folder.path());
+    let text = String::from_utf8_lossy(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    for word in ["slice vr: 2.2 ms of every 11.11", "512x288", "run/vr-gpu.sock", "control.sock"] {
+        assert!(text.contains(word), "no {word} in {text}");
+    }
+    assert!(!folder.path().join("run").exists());
+    let (code, text) = failure(&["host", "infeasible.toml", "--check"], folder.path());
+    assert!(code == Some(2) && text.contains("`vr`") && text.contains("refused"), "{text}");
+    let (code, text) = failure(&["host", "unknown.toml", "--check"], folder.path());
+    assert!(code == Some(2) && text.contains("widht"), "{text}");
+}
+
+#[test]
 fn a_host_serves_until_it_is_told_to_end_and_leaves_no_socket() {
     let folder = folder_with(&[("host.toml", HOST)]);
     let host = Host::start(folder.path());
