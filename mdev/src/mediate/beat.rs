@@ -292,7 +292,7 @@ impl Volley {
     }
 
     /// Whether it has to be sent before more is added.
-    pub fn is_full(&self) -> bool {
+    fn is_full(&self) -> bool {
         self.shots.len() >= BATCH
     }
 

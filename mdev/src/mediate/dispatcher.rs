@@ -345,8 +345,9 @@ impl Dispatcher {
             if count == 0 {
                 return;
             }
-            for &index in &due[..count] {
-                self.warm_slice(index);
+            // One alone has nothing to wait for together with.
+            if count > 1 {
+                due[..count].iter().for_each(|index| self.warm_slice(*index));
             }
             for &index in &due[..count] {
                 self.emit_vblank(usize::from(index), now);

@@ -28,8 +28,6 @@ impl Tracked {
 #[derive(Clone, Debug, Default)]
 pub struct Frames {
     tracked: [Option<Tracked>; MAX_FRAMES],
-    /// How many of those there are: most slices of a full host have none at most vblanks.
-    count: u8,
     newest: FrameId,
     last_slot: Option<u64>,
     /// The frame shown last.
@@ -98,10 +96,8 @@ impl Frames {
         }
         let free = self.room().ok_or(Reason::Quota)?;
         let ended = Nanos::ZERO;
-        let tracked =
-            Tracked { frame, slot, jobs, seen: bit, done: 0, failed: false, presents, ended };
-        let was_free = free.replace(tracked).is_none();
-        self.count += u8::from(was_free);
+        *free =
+            Some(Tracked { frame, slot, jobs, seen: bit, done: 0, failed: false, presents, ended });
         self.newest = frame;
         self.last_slot = Some(slot);
         Ok(slot)
@@ -127,7 +123,6 @@ impl Frames {
                 // A newer one may have been shown while its last job ran.
                 if t.complete() && (t.failed || !t.presents || t.frame < self.shown) {
                     *entry = None;
-                    self.count -= 1;
                 }
                 return;
             }
@@ -137,9 +132,6 @@ impl Frames {
     /// At the vblank whose time is `at`: takes the newest frame that was complete by then, and forgets
     /// those that it overtakes.
     pub fn show(&mut self, at: Nanos) -> Option<Shown> {
-        if self.count == 0 {
-            return None;
-        }
         let newest = self
             .tracked
             .iter()
@@ -151,7 +143,6 @@ impl Frames {
         for entry in &mut self.tracked {
             if entry.is_some_and(|t| t.complete() && t.frame <= shown.frame) {
                 *entry = None;
-                self.count -= 1;
             }
         }
         Some(shown)
