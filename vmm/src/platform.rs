@@ -3,6 +3,7 @@
 
 use crate::Gpa;
 use crate::interrupt::{Gsi, MsiMessage, RouteError, Routes};
+use crate::pci::Wiring;
 use kvm_bindings::{
     KVM_IRQFD_FLAG_DEASSIGN, KVM_MEM_READONLY, kvm_ioeventfd,
     kvm_ioeventfd_flag_nr_datamatch as DATAMATCH, kvm_ioeventfd_flag_nr_deassign as DEASSIGN,
@@ -106,8 +107,57 @@ impl Platform {
         &self.vm
     }
 
-    /// Shows `backing` to the guest at `at`; guest writes to a `readonly` slot exit instead.
-    pub fn add_memory(
+    /// Sets the level of a pin's line.
+    pub fn set_line(&self, gsi: Gsi, level: bool) -> Result<(), PlatformError> {
+        self.vm
+            .set_irq_line(gsi.number(), level)
+            .map_err(|source| PlatformError::Line { gsi: gsi.number(), source })
+    }
+
+    /// Wires the pins as a PC's are. KVM's own wiring has the timer on another pin.
+    pub fn wire_pins(&self) -> Result<(), PlatformError> {
+        Ok(self.routes.commit(&self.vm)?)
+    }
+
+    fn irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi, flags: u32) -> Result<(), PlatformError> {
+        let request = kvm_irqfd {
+            fd: event.as_raw_fd() as u32,
+            gsi: gsi.number(),
+            flags,
+            ..Default::default()
+        };
+        // SAFETY: the request matches the ioctl and outlives it; KVM takes its own reference to fd.
+        match unsafe { ioctl_with_ref(&self.vm, ioctl::KVM_IRQFD(), &request) } {
+            0 => Ok(()),
+            _ => Err(PlatformError::Irqfd { gsi: gsi.number(), source: errno::Error::last() }),
+        }
+    }
+
+    fn ioeventfd(
+        &self,
+        event: BorrowedFd<'_>,
+        bell: Doorbell,
+        flags: u32,
+    ) -> Result<(), PlatformError> {
+        let request = kvm_ioeventfd {
+            datamatch: bell.datamatch.unwrap_or(0),
+            addr: bell.at.0,
+            len: bell.size,
+            fd: event.as_raw_fd(),
+            flags: flags | if bell.datamatch.is_some() { 1 << DATAMATCH } else { 0 },
+            ..Default::default()
+        };
+        // SAFETY: the request matches the ioctl and outlives it; KVM takes its own reference to fd
+        // after checking that it is an eventfd.
+        match unsafe { ioctl_with_ref(&self.vm, ioctl::KVM_IOEVENTFD(), &request) } {
+            0 => Ok(()),
+            _ => Err(PlatformError::Ioeventfd { at: bell.at.0, source: errno::Error::last() }),
+        }
+    }
+}
+
+impl Wiring for Platform {
+    fn add_memory(
         &mut self,
         at: Gpa,
         backing: Arc<MmapRegion>,
@@ -137,9 +187,7 @@ impl Platform {
         Ok(Slot(index))
     }
 
-    /// Takes a slot away from the guest.
-    #[expect(clippy::needless_pass_by_value, reason = "a slot that is gone must not be used again")]
-    pub fn remove_memory(&mut self, slot: Slot) -> Result<(), PlatformError> {
+    fn remove_memory(&mut self, slot: Slot) -> Result<(), PlatformError> {
         let region = kvm_userspace_memory_region { slot: slot.0 as u32, ..Default::default() };
         // SAFETY: a size of 0 removes the slot; nothing is mapped. Where that fails the mapping stays
         // in `slots`.
@@ -149,96 +197,39 @@ impl Platform {
         Ok(())
     }
 
-    /// Has KVM inject `gsi` whenever `event` is signalled. Where `event` is readable already, KVM
-    /// injects once for it.
-    pub fn attach_irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
+    fn attach_irqfd(&mut self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
         self.irqfd(event, gsi, 0)
     }
 
-    /// Ends [`Self::attach_irqfd`]. Every signal before this call has been injected when it returns,
-    /// and every one after it stays readable in `event`.
-    pub fn detach_irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
+    fn detach_irqfd(&mut self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
         self.irqfd(event, gsi, KVM_IRQFD_FLAG_DEASSIGN)
     }
 
-    /// Sets the level of a pin's line.
-    pub fn set_line(&self, gsi: Gsi, level: bool) -> Result<(), PlatformError> {
-        self.vm
-            .set_irq_line(gsi.number(), level)
-            .map_err(|source| PlatformError::Line { gsi: gsi.number(), source })
-    }
-
-    /// Wires the pins as a PC's are. KVM's own wiring has the timer on another pin.
-    pub fn wire_pins(&self) -> Result<(), PlatformError> {
-        Ok(self.routes.commit(&self.vm)?)
-    }
-
-    fn irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi, flags: u32) -> Result<(), PlatformError> {
-        let request = kvm_irqfd {
-            fd: event.as_raw_fd() as u32,
-            gsi: gsi.number(),
-            flags,
-            ..Default::default()
-        };
-        // SAFETY: the request matches the ioctl and outlives it; KVM takes its own reference to fd.
-        match unsafe { ioctl_with_ref(&self.vm, ioctl::KVM_IRQFD(), &request) } {
-            0 => Ok(()),
-            _ => Err(PlatformError::Irqfd { gsi: gsi.number(), source: errno::Error::last() }),
-        }
-    }
-
-    /// Has KVM signal `event` on each such write, without an exit to this process.
-    pub fn attach_doorbell(
-        &self,
+    fn attach_doorbell(
+        &mut self,
         event: BorrowedFd<'_>,
         bell: Doorbell,
     ) -> Result<(), PlatformError> {
         self.ioeventfd(event, bell, 0)
     }
 
-    /// Ends [`Self::attach_doorbell`].
-    pub fn detach_doorbell(
-        &self,
+    fn detach_doorbell(
+        &mut self,
         event: BorrowedFd<'_>,
         bell: Doorbell,
     ) -> Result<(), PlatformError> {
         self.ioeventfd(event, bell, 1 << DEASSIGN)
     }
 
-    fn ioeventfd(
-        &self,
-        event: BorrowedFd<'_>,
-        bell: Doorbell,
-        flags: u32,
-    ) -> Result<(), PlatformError> {
-        let request = kvm_ioeventfd {
-            datamatch: bell.datamatch.unwrap_or(0),
-            addr: bell.at.0,
-            len: bell.size,
-            fd: event.as_raw_fd(),
-            flags: flags | if bell.datamatch.is_some() { 1 << DATAMATCH } else { 0 },
-            ..Default::default()
-        };
-        // SAFETY: the request matches the ioctl and outlives it; KVM takes its own reference to fd
-        // after checking that it is an eventfd.
-        match unsafe { ioctl_with_ref(&self.vm, ioctl::KVM_IOEVENTFD(), &request) } {
-            0 => Ok(()),
-            _ => Err(PlatformError::Ioeventfd { at: bell.at.0, source: errno::Error::last() }),
-        }
-    }
-
-    /// Takes an unused interrupt for a message-signalled vector.
-    pub fn take_gsi(&mut self) -> Result<Gsi, PlatformError> {
+    fn take_gsi(&mut self) -> Result<Gsi, PlatformError> {
         Ok(self.routes.take()?)
     }
 
-    /// Gives an interrupt back; its irqfd is detached already.
-    pub fn give_gsi(&mut self, gsi: Gsi) {
+    fn give_gsi(&mut self, gsi: Gsi) {
         self.routes.give(gsi);
     }
 
-    /// Has `gsi` deliver `message` from now on.
-    pub fn route(&mut self, gsi: Gsi, message: MsiMessage) -> Result<(), PlatformError> {
+    fn route(&mut self, gsi: Gsi, message: MsiMessage) -> Result<(), PlatformError> {
         if self.routes.set(gsi, message) {
             self.routes.commit(&self.vm)?;
         }

@@ -123,12 +123,23 @@ fn count(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
-/// Gives the vCPU at `seat` the host's CPUID and, where it is the first, the registers at entry.
-pub(crate) fn set_up(kvm: &Kvm, vcpu: &VcpuFd, seat: Seat, start: Start) -> Result<(), VcpuError> {
+/// The host's CPUID, and whether KVM has the TSC-deadline timer.
+pub(crate) fn host_cpuid(kvm: &Kvm) -> Result<(CpuId, bool), VcpuError> {
+    let host = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(|source| VcpuError { what: "to list the CPUID", source })?;
+    Ok((host, kvm.check_extension(Cap::TscDeadlineTimer)))
+}
+
+/// Gives the vCPU at `seat` the CPUID of [`host_cpuid`] and, where it is the first, the registers at entry.
+pub(crate) fn set_up(
+    (host, deadline_timer): &(CpuId, bool),
+    vcpu: &VcpuFd,
+    seat: Seat,
+    start: Start,
+) -> Result<(), VcpuError> {
     let refused = |what| move |source| VcpuError { what, source };
-    let host =
-        kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(refused("to list the CPUID"))?;
-    let entries = cpuid::adapt(&host, seat, kvm.check_extension(Cap::TscDeadlineTimer));
+    let entries = cpuid::adapt(host, seat, *deadline_timer);
     // The list is as long as KVM's own, and four longer at most.
     let cpuid = CpuId::from_entries(&entries)
         .map_err(|_| refused("the CPUID")(errno::Error::new(libc::E2BIG)))?;

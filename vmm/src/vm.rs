@@ -24,7 +24,7 @@ use crate::passthrough::connect::{ConnectError, Cutter, connect};
 use crate::passthrough::vfio_user::{AttachError, VfioUser};
 use crate::pci::bus::BusError;
 use crate::pci::layout::Windows;
-use crate::pci::{Bus, PciFunction};
+use crate::pci::{Bus, PciFunction, Wiring};
 use crate::platform::{Platform, PlatformError};
 use crate::probe::{self, KvmKind};
 use crate::turn;
@@ -237,10 +237,11 @@ impl Builder {
         let windows = Windows::beside(ram.end());
         let rsdp = acpi::write(&ram, &Board { vcpus: placement.count, windows })?;
         let start = boot::load(&ram, &guest, Some(rsdp))?;
+        let host = vcpu::host_cpuid(&kvm)?;
         let mut vcpus = Vec::new();
         for index in 0..placement.count {
             let vcpu = vm.create_vcpu(u64::from(index)).map_err(refused("a vCPU"))?;
-            vcpu::set_up(&kvm, &vcpu, Seat { index, count: placement.count }, start)?;
+            vcpu::set_up(&host, &vcpu, Seat { index, count: placement.count }, start)?;
             vcpus.push(vcpu);
         }
         let mut platform = Platform::new(vm);

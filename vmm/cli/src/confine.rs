@@ -54,8 +54,7 @@ fn device(device: &Device) -> Files {
         Device::Console(console) => match &console.output {
             Output::Terminal => {}
             Output::File(path) => {
-                // Landlock's rules are about what is there. Where that fails, whoever uses it says so.
-                let _ = std::fs::OpenOptions::new().append(true).create(true).open(path);
+                make_file(path);
                 files.write.push(path.clone());
             }
             Output::Socket(path) => files.sockets.extend(path.parent().map(folder)),
@@ -139,7 +138,7 @@ fn make_folder(path: &Path) {
     let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
 }
 
-/// Makes an empty file and its folder. Where that fails, whoever uses it says so.
+/// Makes an empty file and its folder: Landlock's rules are about what is there. Where that fails, whoever uses it says so.
 fn make_file(path: &Path) {
     if let Some(folder) = path.parent() {
         let _ = std::fs::create_dir_all(folder);

@@ -3,93 +3,44 @@
 
 use crate::Gpa;
 use crate::interrupt::{Gsi, MsiMessage};
-use crate::platform::{Doorbell, Platform, PlatformError, Slot};
+use crate::platform::{Doorbell, PlatformError, Slot};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use vm_memory::MmapRegion;
 
-/// Connects a function to the guest without exits. [`Platform`] does it with KVM.
+/// Connects a function to the guest without exits. [`Platform`](crate::platform::Platform) does it with KVM.
 pub trait Wiring {
-    /// See [`Platform::add_memory`].
+    /// Shows `backing` to the guest at `at`; guest writes to a `readonly` slot exit instead.
     fn add_memory(
         &mut self,
         at: Gpa,
         backing: Arc<MmapRegion>,
         readonly: bool,
     ) -> Result<Slot, PlatformError>;
-    /// See [`Platform::remove_memory`].
+    /// Takes a slot away from the guest.
     fn remove_memory(&mut self, slot: Slot) -> Result<(), PlatformError>;
-    /// See [`Platform::attach_irqfd`].
+    /// Has KVM inject `gsi` whenever `event` is signalled. Where `event` is readable already, KVM
+    /// injects once for it.
     fn attach_irqfd(&mut self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError>;
-    /// See [`Platform::detach_irqfd`].
+    /// Ends [`Self::attach_irqfd`]. Every signal before this call has been injected when it returns,
+    /// and every one after it stays readable in `event`.
     fn detach_irqfd(&mut self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError>;
-    /// See [`Platform::attach_doorbell`].
+    /// Has KVM signal `event` on each such write, without an exit to this process.
     fn attach_doorbell(
         &mut self,
         event: BorrowedFd<'_>,
         bell: Doorbell,
     ) -> Result<(), PlatformError>;
-    /// See [`Platform::detach_doorbell`].
+    /// Ends [`Self::attach_doorbell`].
     fn detach_doorbell(
         &mut self,
         event: BorrowedFd<'_>,
         bell: Doorbell,
     ) -> Result<(), PlatformError>;
-    /// See [`Platform::take_gsi`].
+    /// Takes an unused interrupt for a message-signalled vector.
     fn take_gsi(&mut self) -> Result<Gsi, PlatformError>;
-    /// See [`Platform::give_gsi`].
+    /// Gives an interrupt back; its irqfd is detached already.
     fn give_gsi(&mut self, gsi: Gsi);
-    /// See [`Platform::route`].
+    /// Has `gsi` deliver `message` from now on.
     fn route(&mut self, gsi: Gsi, message: MsiMessage) -> Result<(), PlatformError>;
-}
-
-impl Wiring for Platform {
-    fn add_memory(
-        &mut self,
-        at: Gpa,
-        backing: Arc<MmapRegion>,
-        readonly: bool,
-    ) -> Result<Slot, PlatformError> {
-        Self::add_memory(self, at, backing, readonly)
-    }
-
-    fn remove_memory(&mut self, slot: Slot) -> Result<(), PlatformError> {
-        Self::remove_memory(self, slot)
-    }
-
-    fn attach_irqfd(&mut self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
-        Self::attach_irqfd(self, event, gsi)
-    }
-
-    fn detach_irqfd(&mut self, event: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
-        Self::detach_irqfd(self, event, gsi)
-    }
-
-    fn attach_doorbell(
-        &mut self,
-        event: BorrowedFd<'_>,
-        bell: Doorbell,
-    ) -> Result<(), PlatformError> {
-        Self::attach_doorbell(self, event, bell)
-    }
-
-    fn detach_doorbell(
-        &mut self,
-        event: BorrowedFd<'_>,
-        bell: Doorbell,
-    ) -> Result<(), PlatformError> {
-        Self::detach_doorbell(self, event, bell)
-    }
-
-    fn take_gsi(&mut self) -> Result<Gsi, PlatformError> {
-        Self::take_gsi(self)
-    }
-
-    fn give_gsi(&mut self, gsi: Gsi) {
-        Self::give_gsi(self, gsi);
-    }
-
-    fn route(&mut self, gsi: Gsi, message: MsiMessage) -> Result<(), PlatformError> {
-        Self::route(self, gsi, message)
-    }
 }

@@ -95,9 +95,17 @@ pub(super) fn calls() -> Calls {
             libc::SYS_read,
             libc::SYS_readv,
             libc::SYS_statx,
+            libc::SYS_timerfd_create,
+            libc::SYS_timerfd_settime,
             libc::SYS_write,
             libc::SYS_writev,
         ])
+        // Blocking or not, inherited or not, a terminal or not.
+        .allow_values(
+            libc::SYS_ioctl,
+            1,
+            &[libc::FIONBIO as u32, libc::FIOCLEX as u32, libc::TCGETS as u32],
+        )
         // Files, for reading, as far as Landlock lets it: a panic looks for its own symbols, the allocator for
         // a limit of the system's.
         .allow_if(

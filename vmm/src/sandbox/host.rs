@@ -49,12 +49,6 @@ pub(super) fn calls() -> Calls {
             libc::SYS_io_setup,
             libc::SYS_io_submit,
         ])
-        .allow(&[libc::SYS_timerfd_create, libc::SYS_timerfd_settime])
-        .allow_values(
-            libc::SYS_ioctl,
-            1,
-            &[libc::FIONBIO as u32, libc::FIOCLEX as u32, libc::TCGETS as u32],
-        )
         // A renderer whose job hangs is killed, and its end is taken. Landlock bounds whom a signal reaches.
         .allow_if(libc::SYS_kill, &[is(1, libc::SIGKILL as u32)])
         .allow_if(libc::SYS_pidfd_send_signal, &[is(1, libc::SIGKILL as u32)])

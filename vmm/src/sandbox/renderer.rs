@@ -94,18 +94,11 @@ pub(super) fn calls() -> Calls {
             libc::SYS_memfd_create,
             libc::SYS_pipe2,
             libc::SYS_pwrite64,
-            libc::SYS_timerfd_create,
-            libc::SYS_timerfd_settime,
         ])
         .allow_values(
             libc::SYS_prctl,
             0,
             &[libc::PR_SET_PDEATHSIG as u32, libc::PR_SET_NO_NEW_PRIVS as u32],
-        )
-        .allow_values(
-            libc::SYS_ioctl,
-            1,
-            &[libc::FIONBIO as u32, libc::FIOCLEX as u32, libc::TCGETS as u32],
         );
     DRIVERS.iter().fold(calls, |calls, kind| {
         calls.allow_if(libc::SYS_ioctl, &[bits(1, 0xff00, u32::from(*kind) << 8)])

@@ -52,12 +52,8 @@ const KVM: [u32; 28] = [
     kvm(WRITE, 0x7b, size_of::<kvm_clock_data>()),
 ];
 
-/// Requests to descriptors of other kinds: blocking or not; the terminal, which is restored at the end; and the
-/// offloads of a tap, which the guest's driver chooses.
-const OTHERS: [u32; 12] = [
-    libc::FIONBIO as u32,
-    libc::FIOCLEX as u32,
-    libc::TCGETS as u32,
+/// Requests to descriptors of other kinds: the terminal, which is restored at the end, and the offloads of a tap, which the guest's driver chooses.
+const OTHERS: [u32; 9] = [
     libc::TCSETS as u32,
     libc::TCSETSW as u32,
     libc::TCSETSF as u32,
@@ -94,5 +90,4 @@ pub(super) fn calls() -> Calls {
         ])
         // A console's socket, whose name goes with the guest. Landlock says where.
         .allow(&[libc::SYS_accept4, libc::SYS_unlink])
-        .allow(&[libc::SYS_timerfd_create, libc::SYS_timerfd_settime])
 }

@@ -108,7 +108,7 @@ impl Chain {
     /// Copies from the readable part, from `offset` of it on.
     pub fn read(&self, memory: &GuestMemoryMmap, offset: u64, to: &mut [u8]) -> Result<(), Fault> {
         let mut rest = to;
-        for (at, len) in pieces(&self.readable, offset, rest.len() as u64)? {
+        for (at, len) in pieces(&self.readable, self.readable_len, offset, rest.len() as u64)? {
             let (now, later) = rest.split_at_mut(len);
             memory.read_slice(now, at).map_err(|_| Fault::Memory)?;
             rest = later;
@@ -119,7 +119,7 @@ impl Chain {
     /// Copies to the writable part, from `offset` of it on.
     pub fn write(&self, memory: &GuestMemoryMmap, offset: u64, from: &[u8]) -> Result<(), Fault> {
         let mut rest = from;
-        for (at, len) in pieces(&self.writable, offset, rest.len() as u64)? {
+        for (at, len) in pieces(&self.writable, self.writable_len, offset, rest.len() as u64)? {
             let (now, later) = rest.split_at(len);
             memory.write_slice(now, at).map_err(|_| Fault::Memory)?;
             rest = later;
@@ -139,13 +139,13 @@ impl Chain {
     }
 }
 
-/// Where `len` bytes from `offset` on lie; their lengths add up to `len`.
+/// Where `len` bytes from `offset` on lie in segments of `total` bytes; their lengths add up to `len`.
 fn pieces(
     segments: &[Segment],
+    total: u64,
     offset: u64,
     len: u64,
 ) -> Result<impl Iterator<Item = (Gpa, usize)> + '_, Fault> {
-    let total: u64 = segments.iter().map(|s| u64::from(s.len)).sum();
     if offset.checked_add(len).is_none_or(|end| end > total) {
         return Err(Fault::Short);
     }
