@@ -24,6 +24,16 @@ pub struct Share {
     pub ci95: Option<Interval>,
 }
 
+/// Cut, not rounded: 99.996% is not all. "NA": of none.
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.percent {
+            Some(percent) => write!(f, "{:.2}%", (percent * 100.0).floor() / 100.0),
+            None => f.write_str("NA"),
+        }
+    }
+}
+
 impl Share {
     fn new(hits: impl Iterator<Item = bool>, seed: u64) -> Self {
         let hits: Vec<bool> = hits.collect();

@@ -1,7 +1,7 @@
 //! Reports as a table for a terminal.
 
 use crate::dist::Summary;
-use crate::report::{RunReport, Share, SliceReport};
+use crate::report::{RunReport, SliceReport};
 use std::fmt::Write;
 
 const HEAD: [&str; 13] = [
@@ -72,9 +72,9 @@ fn row(s: &SliceReport) -> Vec<String> {
     vec![
         plain(&s.name),
         s.in_budget.of.to_string(),
-        percent(Some(&s.in_budget)),
-        percent(Some(&s.in_budget_kept)),
-        percent(s.late_latch.as_ref()),
+        s.in_budget.to_string(),
+        s.in_budget_kept.to_string(),
+        s.late_latch.as_ref().map_or("–".into(), ToString::to_string),
         own,
         scaled(s.completion.p50_ns, 1e6, 2),
         scaled(s.completion.p99_ns, 1e6, 2),
@@ -94,12 +94,6 @@ fn causes(s: &SliceReport) -> String {
     list.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
     let words: Vec<String> = list.iter().map(|(c, n)| format!("{} {n}", c.name())).collect();
     words.join(", ")
-}
-
-fn percent(share: Option<&Share>) -> String {
-    let Some(share) = share else { return "–".into() };
-    // Cut, not rounded: 99.996% is not all.
-    share.percent.map_or("NA".into(), |p| format!("{:.2}%", (p * 100.0).floor() / 100.0))
 }
 
 fn scaled(ns: Option<u64>, unit: f64, digits: usize) -> String {

@@ -155,7 +155,7 @@ fn missing() -> (String, Verdict) {
 
 fn in_budget(run: &Judged, name: &str) -> (String, Verdict) {
     let Some(slice) = run.report.slices.iter().find(|s| s.name == name) else { return missing() };
-    let seen = show_percent(slice.in_budget.percent);
+    let seen = slice.in_budget.to_string();
     slice.verdict.clone().map_or_else(missing, |verdict| (seen, verdict))
 }
 
@@ -165,7 +165,7 @@ fn late_latch(run: &Judged, name: &str, window_ms: f64, required: f64) -> (Strin
     let tolerance_ns = (window_ms * 1e6) as u64;
     let target = Target { name: "late latch".into(), tolerance_ns, required };
     // The GPU's clock error has been charged where the window's opening is judged.
-    (show_percent(share.percent), target.judge(share.hits, share.of, 0))
+    (share.to_string(), target.judge(share.hits, share.of, 0))
 }
 
 fn interference(run: &Judged, name: &str, most: f64) -> (String, Verdict) {
@@ -182,11 +182,6 @@ fn at_least_minimum(run: &Judged, name: &str) -> (String, Verdict) {
     let Some(b) = run.background.iter().find(|b| b.name == name) else { return missing() };
     let seen = format!("{:.0}% of it", 100.0 * b.gpu_ns as f64 / b.minimum_ns.max(1) as f64);
     (seen, if b.gpu_ns >= b.minimum_ns { Verdict::Met } else { Verdict::Missed })
-}
-
-fn show_percent(percent: Option<f64>) -> String {
-    // Cut, not rounded: 99.996% is not all.
-    percent.map_or("NA".into(), |p| format!("{:.2}%", (p * 100.0).floor() / 100.0))
 }
 
 #[cfg(test)]

@@ -128,8 +128,8 @@ fn one_line(name: &str, judged: &Judged) -> String {
         if let Some(b) = judged.background.iter().find(|b| b.name == slice.name) {
             text += &format!("  {} {} jobs", b.name, b.jobs);
         } else {
-            let percent = slice.in_budget.percent.unwrap_or(0.0);
-            text += &format!("  {} {percent:.2}% of {} frames", slice.name, slice.in_budget.of);
+            text +=
+                &format!("  {} {} of {} frames", slice.name, slice.in_budget, slice.in_budget.of);
         }
     }
     if judged.report.void.is_some() {

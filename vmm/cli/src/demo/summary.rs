@@ -127,7 +127,7 @@ impl Summary {
         output::line(&format!(
             "{} run(s) repeated because the machine was disturbed; the first {} s of each run are not judged.\n\
              In {}: summary.json, timeline.svg ({} ms of each run with all guests), {}\n\
-             Took {:.0} s.",
+             Took {:.0} s (measured).",
             self.repeats,
             session.demo.runs.warm_up_s,
             session.output.display(),
