@@ -7,6 +7,7 @@ mod archive;
 mod bed;
 #[path = "../command.rs"]
 mod command;
+mod console;
 mod devices;
 mod display;
 mod flips;
