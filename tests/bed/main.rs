@@ -10,6 +10,7 @@ mod command;
 mod console;
 mod devices;
 mod display;
+mod firmware;
 mod flips;
 mod frames;
 mod functions;

@@ -1,9 +1,10 @@
 //! Everything that a guest's exits reach: ports, memory that is not RAM, and the lines between.
 
+use crate::boot::firmware::Firmware;
 use crate::devices::power::{self, Power};
 use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::{self, SerialPort};
-use crate::devices::{exit, reset};
+use crate::devices::{exit, fw_cfg, reset};
 use crate::interrupt::Gsi;
 use crate::memory::GuestRam;
 use crate::pci::{Bus, nothing};
@@ -18,13 +19,14 @@ pub(crate) struct Machine {
     pub(crate) serial: SerialPort,
     power: Power,
     rtc: Rtc,
+    firmware: Option<Firmware>,
     /// When it was switched on.
     start: Instant,
     /// The level that KVM was told last.
     sci: bool,
     pub(crate) platform: Platform,
     /// RAM outlives everything that refers to it.
-    _ram: GuestRam,
+    ram: GuestRam,
 }
 
 /// The machine, as its vCPUs share it.
@@ -48,16 +50,23 @@ impl SharedMachine {
 }
 
 impl Machine {
-    pub(crate) fn new(bus: Bus, serial: SerialPort, platform: Platform, ram: GuestRam) -> Self {
+    pub(crate) fn new(
+        bus: Bus,
+        serial: SerialPort,
+        platform: Platform,
+        ram: GuestRam,
+        firmware: Option<Firmware>,
+    ) -> Self {
         Self {
             bus,
             serial,
             power: Power::default(),
             rtc: Rtc::default(),
+            firmware,
             start: Instant::now(),
             sci: false,
             platform,
-            _ram: ram,
+            ram,
         }
     }
 
@@ -68,6 +77,11 @@ impl Machine {
             rtc::INDEX | rtc::DATA => self.rtc.read(port, data, SystemTime::now()),
             _ if power::PORTS.contains(&port) => self.power.read(port, data, self.start.elapsed()),
             _ if self.bus.io_read(port, data) => {}
+            _ if fw_cfg::PORTS.contains(&port)
+                && let Some(firmware) = &mut self.firmware =>
+            {
+                firmware.config.read(port, data);
+            }
             // The keyboard controller is empty and idle: guests wait for that before they reset.
             reset::KEYBOARD => data.fill(0),
             _ => nothing(data),
@@ -88,6 +102,11 @@ impl Machine {
                     return Some(ExitReason::Shutdown);
                 }
             }
+            _ if fw_cfg::PORTS.contains(&port)
+                && let Some(firmware) = &mut self.firmware =>
+            {
+                firmware.config.write(port, data, self.ram.memory());
+            }
             _ => {
                 // Writes to ports where nothing is are dropped.
                 let _ = self.bus.io_write(&mut self.platform, port, data);
@@ -98,6 +117,9 @@ impl Machine {
 
     /// A write of guest-physical memory that is not RAM.
     pub(crate) fn mmio_write(&mut self, at: u64, data: &[u8]) {
+        if self.firmware.as_mut().is_some_and(|firmware| firmware.flash.write(at, data)) {
+            return;
+        }
         self.bus.mmio_write(&mut self.platform, at, data);
     }
 

@@ -144,7 +144,9 @@ pub(crate) fn set_up(
     let cpuid = CpuId::from_entries(&entries)
         .map_err(|_| refused("the CPUID")(errno::Error::new(libc::E2BIG)))?;
     vcpu.set_cpuid2(&cpuid).map_err(refused("the CPUID"))?;
-    set_msrs(vcpu);
+    if start != Start::Reset {
+        set_msrs(vcpu);
+    }
     if seat.index > 0 {
         // It waits for its SIPI, as KVM made it.
         return Ok(());

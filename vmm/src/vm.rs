@@ -9,10 +9,12 @@
 //! their state, a flag and counters, and reaches the machine only for as long as they run it.
 
 use crate::acpi::{self, AcpiError, Board};
-use crate::boot::{self, BootError};
+use crate::boot::firmware::Firmware;
+use crate::boot::{self, BootError, Start};
 use crate::clock;
-use crate::config::{Config, Device, Vcpus};
+use crate::config::{Boot, Config, Device, Guest, Vcpus};
 use crate::cpuid::Seat;
+use crate::devices::flash::FlashError;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
 use crate::devices::virtio;
 use crate::interrupt::Gsi;
@@ -23,6 +25,7 @@ use crate::memory::{GuestRam, MemoryError};
 use crate::passthrough::connect::{ConnectError, Cutter, connect};
 use crate::passthrough::vfio_user::{AttachError, VfioUser};
 use crate::pci::bus::BusError;
+use crate::pci::chipset::Kind;
 use crate::pci::layout::Windows;
 use crate::pci::{Bus, PciFunction, Wiring};
 use crate::platform::{Platform, PlatformError};
@@ -36,8 +39,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use vmm_sys_util::errno;
 
-/// Three pages that Intel's KVM needs somewhere, outside RAM and the PCI window.
-const TSS: usize = 0xfffb_d000;
+/// A page and three pages that Intel's KVM needs somewhere, outside RAM, the PCI window and firmware's flash.
+const IDENTITY_MAP: u64 = 0xfeff_c000;
+const TSS: usize = IDENTITY_MAP as usize + 0x1000;
 /// How long a stopped guest's threads may take before its functions are cut off.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -61,6 +65,9 @@ pub enum VmError {
     /// The image.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// The firmware's flash.
+    #[error(transparent)]
+    Flash(#[from] FlashError),
     /// The ACPI tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
@@ -208,11 +215,38 @@ fn run_vcpu(life: &Life, placement: &Vcpus, index: usize, held: Held) {
     seated.ends(reason);
 }
 
+/// How a guest starts, and what its machine is like for that.
+struct Loaded {
+    start: Start,
+    kind: Kind,
+    windows: Windows,
+    firmware: Option<Firmware>,
+}
+
+/// Loads what `guest` boots.
+fn load(ram: &GuestRam, guest: &Guest, vcpus: u32) -> Result<Loaded, VmError> {
+    match &guest.boot {
+        Boot::Image(image) => {
+            let windows = Windows::beside(ram.end());
+            let rsdp = acpi::write(ram, &Board { vcpus, windows })?;
+            let start = boot::load(ram, image, Some(rsdp))?;
+            Ok(Loaded { start, kind: Kind::Plain, windows, firmware: None })
+        }
+        Boot::Firmware(files) => {
+            let windows = Windows::of_firmware(ram.low_end(), ram.end());
+            let firmware = boot::firmware::load(ram, files, &Board { vcpus, windows })?;
+            let (start, firmware) = (Start::Reset, Some(firmware));
+            Ok(Loaded { start, kind: Kind::Q35, windows, firmware })
+        }
+    }
+}
+
 /// A guest under construction.
 struct Builder {
     name: String,
     placement: Vcpus,
     ram: GuestRam,
+    firmware: Option<Firmware>,
     vcpus: Vec<VcpuFd>,
     bus: Bus,
     serial: SerialPort,
@@ -228,15 +262,14 @@ impl Builder {
         let Config { guest, memory, vcpus: placement, .. } = config;
         let kvm = probe::open().map_err(VmError::Kvm)?;
         let vm = kvm.create_vm().map_err(refused("a virtual machine"))?;
+        vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("the identity map's address"))?;
         vm.set_tss_address(TSS).map_err(refused("the TSS address"))?;
         vm.create_irq_chip().map_err(refused("the interrupt controllers"))?;
         // Port 0x61 is KVM's, too: kernels measure time by it.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(refused("the timer"))?;
         let ram = GuestRam::new(memory.size)?;
-        let windows = Windows::beside(ram.end());
-        let rsdp = acpi::write(&ram, &Board { vcpus: placement.count, windows })?;
-        let start = boot::load(&ram, &guest, Some(rsdp))?;
+        let Loaded { start, kind, windows, firmware } = load(&ram, &guest, placement.count)?;
         let host = vcpu::host_cpuid(&kvm)?;
         let mut vcpus = Vec::new();
         for index in 0..placement.count {
@@ -250,14 +283,30 @@ impl Builder {
             // The slot stays for the VM's life.
             let _ = platform.add_memory(at, region, false)?;
         }
+        for (at, region) in firmware.iter().flat_map(|f| f.flash.regions()) {
+            // So does this one.
+            let _ = platform.add_memory(at, region, true)?;
+        }
         let serial = SerialPort::new(&guest.name, console)
             .map_err(|source| VmError::Os { what: "the serial port", source })?;
         platform.attach_irqfd(serial.interrupt(), Gsi::pin(serial::IRQ))?;
         // KVM keeps the vCPUs' counters together.
         let tsc = vcpus.first().map_or_else(Default::default, clock::tsc_offset);
-        let bus = Bus::new(windows);
+        let bus = Bus::new(kind, windows);
         let (name, cutters, controls) = (guest.name, Vec::new(), Vec::new());
-        Ok(Self { name, placement, ram, vcpus, bus, serial, platform, cutters, controls, tsc })
+        Ok(Self {
+            name,
+            placement,
+            ram,
+            firmware,
+            vcpus,
+            bus,
+            serial,
+            platform,
+            cutters,
+            controls,
+            tsc,
+        })
     }
 
     fn attach(
@@ -286,9 +335,9 @@ impl Builder {
 
     fn finish(mut self) -> Result<Vm, VmError> {
         self.bus.place_bars()?;
-        let Self { name, placement, ram, vcpus, bus, serial, platform, cutters, controls, .. } =
-            self;
-        let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram));
+        let Self { name, placement, ram, firmware, vcpus, bus, serial, platform, .. } = self;
+        let (cutters, controls) = (self.cutters, self.controls);
+        let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram, firmware));
         Ok(Vm { name, placement, vcpus, machine, cutters, controls })
     }
 }

@@ -3,7 +3,7 @@
 use crate::failure::refused;
 use beamline_mdev::config::{BackendKind, HostConfig};
 use beamline_vmm::Config;
-use beamline_vmm::config::{Device, InputDevice};
+use beamline_vmm::config::{Boot, Device, InputDevice};
 use beamline_vmm::devices::virtio::console::Output;
 use beamline_vmm::sandbox::{
     Enforced, Files, Keep, Role, SandboxError, Threads, confine, drop_capabilities, launcher_files,
@@ -27,8 +27,16 @@ fn own_files() -> Files {
 /// Leaves this process the files that `config` names. Before its guest is built.
 pub(crate) fn vmm_set_up(config: &Config) -> anyhow::Result<()> {
     let mut files = own_files();
-    files.read.push(config.guest.image.clone());
-    files.read.extend(config.guest.initrd.clone());
+    match &config.guest.boot {
+        Boot::Image(image) => {
+            files.read.push(image.path.clone());
+            files.read.extend(image.initrd.clone());
+        }
+        Boot::Firmware(firmware) => {
+            files.read.push(firmware.code.clone());
+            files.write.push(firmware.variables.clone());
+        }
+    }
     files.devices.push("/dev/kvm".into());
     let files = config.devices.iter().map(device).fold(files, Files::and);
     warn(restrict(&files, Keep::vmm_set_up()).map_err(classed)?);

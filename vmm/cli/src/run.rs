@@ -6,7 +6,7 @@ use crate::output;
 use crate::signals::Stop;
 use crate::terminal::{Keys, Terminal, TerminalConsole};
 use anyhow::Context;
-use beamline_vmm::config::OnReset;
+use beamline_vmm::config::{Boot, OnReset};
 use beamline_vmm::{Config, Console, ExitReason, Vm, VmError, VmHandle};
 use rustix::event::{PollFd, PollFlags, poll};
 use std::os::unix::net::UnixStream;
@@ -25,21 +25,7 @@ impl Console for Stdout {
 pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()> {
     let stop = Stop::install()?;
     let config = Config::load(path).map_err(refused_by)?;
-    let image = &config.guest.image;
-    if !image.is_file() {
-        return Err(refused(format!(
-            "{}: guest.image: there is no file {}; `make guest` builds the image that comes with beamline",
-            path.display(),
-            image.display()
-        )));
-    }
-    if let Some(initrd) = config.guest.initrd.as_ref().filter(|i| !i.is_file()) {
-        return Err(refused(format!(
-            "{}: guest.initrd: there is no file {}",
-            path.display(),
-            initrd.display()
-        )));
-    }
+    look_for_files(path, &config.guest.boot)?;
     if check {
         output::line(&format!("{}: no mistakes found", path.display()));
         return Ok(());
@@ -75,12 +61,37 @@ pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()>
     }
 }
 
+/// Refuses a guest one of whose files is not there.
+fn look_for_files(config: &Path, boot: &Boot) -> anyhow::Result<()> {
+    let image_hint = "; `make guest` builds the image that comes with beamline";
+    let variables_hint = "; make it as this guest's own copy of the firmware's variables, such as OVMF_VARS_4M.fd";
+    let wanted = match boot {
+        Boot::Image(image) => {
+            let initrd = image.initrd.as_ref().map(|initrd| ("guest.initrd", initrd, ""));
+            [Some(("guest.image", &image.path, image_hint)), initrd]
+        }
+        Boot::Firmware(firmware) => [
+            Some(("guest.firmware", &firmware.code, "; Debian has it in its package ovmf")),
+            Some(("guest.variables", &firmware.variables, variables_hint)),
+        ],
+    };
+    match wanted.into_iter().flatten().find(|(_, file, _)| !file.is_file()) {
+        None => Ok(()),
+        Some((key, file, hint)) => Err(refused(format!(
+            "{}: {key}: there is no file {}{hint}",
+            config.display(),
+            file.display()
+        ))),
+    }
+}
+
 /// What has to be there before a guest can run is the user's to mend; the rest has failed.
 fn classed(error: VmError) -> anyhow::Error {
     match error {
         VmError::Kvm(_)
         | VmError::Memory(_)
         | VmError::Boot(_)
+        | VmError::Flash(_)
         | VmError::Acpi(_)
         | VmError::Connect(_)
         | VmError::Attach(_)

@@ -67,8 +67,8 @@ fn root_bridge(board: &Board) -> Vec<u8> {
     let low = AddressSpace::new_memory(
         uncached,
         true,
-        layout::WINDOW as u32,
-        (layout::WINDOW_END - 1) as u32,
+        board.windows.low().0 as u32,
+        (board.windows.ecam() - 1) as u32,
         None,
     );
     let high = AddressSpace::new_memory(
@@ -94,7 +94,7 @@ fn root_bridge(board: &Board) -> Vec<u8> {
             ("_CRS", &ResourceTemplate::new(windows)),
         ],
     );
-    let ecam = Memory32Fixed::new(true, layout::ECAM as u32, layout::ECAM_SIZE as u32);
+    let ecam = Memory32Fixed::new(true, board.windows.ecam() as u32, layout::ECAM_SIZE as u32);
     let reserved = device("_SB_.MBRD", "PNP0C02", &[("_CRS", &ResourceTemplate::new(vec![&ecam]))]);
     [bridge, reserved].concat()
 }

@@ -1,12 +1,12 @@
 //! MCFG (PCI Firmware Specification 3.3, section 4.1.2): where configuration space is as memory.
 
 use super::{OEM, OEM_REVISION, OEM_TABLE};
-use crate::pci::layout;
+use crate::pci::layout::Windows;
 use acpi_tables::mcfg::MCFG;
 
 /// Segment 0, bus 0.
-pub(super) fn table() -> MCFG {
+pub(super) fn table(windows: Windows) -> MCFG {
     let mut mcfg = MCFG::new(OEM, OEM_TABLE, OEM_REVISION);
-    mcfg.add_ecam(layout::ECAM, 0, 0, 0);
+    mcfg.add_ecam(windows.ecam(), 0, 0, 0);
     mcfg
 }

@@ -5,8 +5,11 @@
 
 mod dsdt;
 mod fadt;
+mod loader;
 mod madt;
 mod mcfg;
+
+pub use loader::{Files, LOADER_FILE, RSDP_FILE, TABLES_FILE, for_firmware};
 
 use crate::Gpa;
 use crate::memory::GuestRam;
@@ -54,46 +57,57 @@ pub struct Board {
 
 /// Writes the tables and returns where the RSDP is.
 pub fn write(ram: &GuestRam, board: &Board) -> Result<Gpa, AcpiError> {
-    let mut tables = Tables { next: TABLES, done: Vec::new() };
-    // Its place is known before its contents.
-    let rsdp = tables.reserve(Rsdp::len() as u64);
-    let facs = tables.add(bytes(&FACS::new()));
-    let dsdt = tables.add(dsdt::table(board).as_slice().to_vec());
-    let listed = [
-        tables.add(bytes(&fadt::table(facs, dsdt))),
-        tables.add(madt::table(board.vcpus).as_slice().to_vec()),
-        tables.add(bytes(&mcfg::table())),
-    ];
-    let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
-    for table in listed {
-        xsdt.add_entry(table.0);
-    }
-    let xsdt = tables.add(bytes(&xsdt));
-    tables.done.push((rsdp, bytes(&Rsdp::new(OEM, xsdt.0))));
+    let rsdp = Gpa(TABLES);
+    let tables = Tables::new(board, TABLES + (Rsdp::len() as u64).next_multiple_of(ALIGN));
     if tables.next > END {
         return Err(AcpiError::Full { need: tables.next - TABLES });
     }
+    ram.memory().write_slice(&tables.rsdp(), rsdp)?;
     for (at, table) in &tables.done {
         ram.memory().write_slice(table, *at)?;
     }
     Ok(rsdp)
 }
 
-/// Tables with their places.
+/// All tables but the RSDP, with their places.
 struct Tables {
     next: u64,
     done: Vec<(Gpa, Vec<u8>)>,
+    /// Two that hold addresses: the FADT of FACS and DSDT, the XSDT of so many tables.
+    fadt: Gpa,
+    xsdt: Gpa,
+    listed: usize,
 }
 
 impl Tables {
-    fn reserve(&mut self, size: u64) -> Gpa {
-        let at = Gpa(self.next);
-        self.next = (self.next + size).next_multiple_of(ALIGN);
-        at
+    /// The tables of `board`, from the address `from` on.
+    fn new(board: &Board, from: u64) -> Self {
+        let (fadt, xsdt) = (Gpa(0), Gpa(0));
+        let mut tables = Self { next: from, done: Vec::new(), fadt, xsdt, listed: 0 };
+        let facs = tables.add(bytes(&FACS::new()));
+        let dsdt = tables.add(dsdt::table(board).as_slice().to_vec());
+        tables.fadt = tables.add(bytes(&fadt::table(facs, dsdt)));
+        let listed = [
+            tables.fadt,
+            tables.add(madt::table(board.vcpus).as_slice().to_vec()),
+            tables.add(bytes(&mcfg::table(board.windows))),
+        ];
+        let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
+        for table in listed {
+            xsdt.add_entry(table.0);
+        }
+        tables.listed = listed.len();
+        tables.xsdt = tables.add(bytes(&xsdt));
+        tables
+    }
+
+    fn rsdp(&self) -> Vec<u8> {
+        bytes(&Rsdp::new(OEM, self.xsdt.0))
     }
 
     fn add(&mut self, table: Vec<u8>) -> Gpa {
-        let at = self.reserve(table.len() as u64);
+        let at = Gpa(self.next);
+        self.next = (self.next + table.len() as u64).next_multiple_of(ALIGN);
         self.done.push((at, table));
         at
     }

@@ -4,7 +4,7 @@
 use super::map::{self, IMAGE_START};
 use super::{BootError, CMDLINE, initrd};
 use crate::Gpa;
-use crate::config::Guest;
+use crate::config::Image;
 use crate::memory::GuestRam;
 use initrd::Initrd;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
@@ -195,12 +195,12 @@ pub struct Entry {
 /// Loads the bzImage in `file`, which starts with `head`, and lays out what it is told.
 pub(super) fn load(
     ram: &GuestRam,
-    guest: &Guest,
+    image: &Image,
     mut file: File,
     head: &[u8],
     rsdp: Option<Gpa>,
 ) -> Result<Entry, BootError> {
-    let path = &guest.image;
+    let path = &image.path;
     let read = |source| BootError::Read { what: "guest image", path: path.clone(), source };
     let length = file.metadata().map_err(read)?.len();
     let header = Header::parse(head, length)
@@ -215,10 +215,10 @@ pub(super) fn load(
             ram: ram.low_end(),
         });
     }
-    if guest.cmdline.len() > header.cmdline as usize {
+    if image.cmdline.len() > header.cmdline as usize {
         return Err(BootError::CommandLine {
             path: path.clone(),
-            length: guest.cmdline.len(),
+            length: image.cmdline.len(),
             most: header.cmdline,
         });
     }
@@ -230,12 +230,12 @@ pub(super) fn load(
             // It became shorter while it was read.
             e => read(std::io::Error::other(e)),
         })?;
-    let initrd = match &guest.initrd {
+    let initrd = match &image.initrd {
         Some(path) => Some(initrd::load(ram, path, after, header.initrd_max.saturating_add(1))?),
         None => None,
     };
     ram.memory().write_slice(&zero_page(ram, &header, initrd, rsdp), Gpa(ZERO_PAGE))?;
-    super::write_cmdline(ram, &guest.cmdline)?;
+    super::write_cmdline(ram, &image.cmdline)?;
     for (at, bytes) in [(GDT, descriptors()), (PAGE_TABLES, page_tables())] {
         ram.memory().write_slice(&bytes, Gpa(at))?;
     }

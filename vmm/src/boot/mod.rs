@@ -10,14 +10,17 @@
 //! | 0xe_0000 | ACPI tables ([`crate::acpi`]) |
 //! | 1 MiB or higher | image |
 //! | end of low RAM | initrd ([`initrd`]) |
+//!
+//! With [`firmware`] nothing is loaded: it starts in its flash.
 
+pub mod firmware;
 pub mod initrd;
 pub mod linux;
 mod map;
 pub mod pvh;
 
 use crate::Gpa;
-use crate::config::Guest;
+use crate::config::Image;
 use crate::memory::GuestRam;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use linux_loader::loader::Error as LoaderError;
@@ -154,6 +157,8 @@ pub enum Start {
     Pvh(pvh::Entry),
     /// By Linux' 64-bit protocol.
     Linux(linux::Entry),
+    /// As after a reset, in firmware.
+    Reset,
 }
 
 impl Start {
@@ -162,14 +167,15 @@ impl Start {
         match self {
             Self::Pvh(entry) => pvh::registers(entry, sregs),
             Self::Linux(entry) => linux::registers(entry, sregs),
+            Self::Reset => firmware::registers(sregs),
         }
     }
 }
 
 /// Loads the guest's image and initrd, and lays out what it is told. `rsdp` is where the ACPI tables
 /// start, if there are any.
-pub fn load(ram: &GuestRam, guest: &Guest, rsdp: Option<Gpa>) -> Result<Start, BootError> {
-    let path = &guest.image;
+pub fn load(ram: &GuestRam, image: &Image, rsdp: Option<Gpa>) -> Result<Start, BootError> {
+    let path = &image.path;
     let file = open("guest image", path)?;
     let mut head = [0; HEAD];
     let length = read_head(&file, &mut head).map_err(|source| BootError::Read {
@@ -179,9 +185,9 @@ pub fn load(ram: &GuestRam, guest: &Guest, rsdp: Option<Gpa>) -> Result<Start, B
     })?;
     let head = &head[..length];
     if head.starts_with(b"\x7fELF") {
-        Ok(Start::Pvh(pvh::load(ram, guest, file, rsdp)?))
+        Ok(Start::Pvh(pvh::load(ram, image, file, rsdp)?))
     } else if linux::is_bzimage(head) {
-        Ok(Start::Linux(linux::load(ram, guest, file, head, rsdp)?))
+        Ok(Start::Linux(linux::load(ram, image, file, head, rsdp)?))
     } else {
         Err(BootError::Kind { path: path.clone() })
     }

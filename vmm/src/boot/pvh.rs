@@ -4,7 +4,7 @@
 use super::map::{self, IMAGE_START};
 use super::{BootError, CMDLINE, initrd};
 use crate::Gpa;
-use crate::config::Guest;
+use crate::config::Image;
 use crate::memory::GuestRam;
 use initrd::Initrd;
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
@@ -35,11 +35,11 @@ pub struct Entry {
 /// Loads the ELF image in `file` and lays out what it is told.
 pub(super) fn load(
     ram: &GuestRam,
-    guest: &Guest,
+    image: &Image,
     mut file: File,
     rsdp: Option<Gpa>,
 ) -> Result<Entry, BootError> {
-    let path = &guest.image;
+    let path = &image.path;
     // What an image must leave alone: all of it is below the place where images start.
     let low = low_bytes(ram)?;
     let loaded = Elf::load(ram.memory(), None, &mut file, None)
@@ -62,14 +62,14 @@ pub(super) fn load(
             ram: ram.low_end(),
         });
     }
-    let initrd = match &guest.initrd {
+    let initrd = match &image.initrd {
         Some(path) => Some(initrd::load(ram, path, loaded.kernel_end, ram.low_end())?),
         None => None,
     };
     for (at, bytes) in start_info(ram, initrd, rsdp) {
         ram.memory().write_slice(&bytes, at)?;
     }
-    super::write_cmdline(ram, &guest.cmdline)?;
+    super::write_cmdline(ram, &image.cmdline)?;
     Ok(Entry { entry, start_info: Gpa(START_INFO) })
 }
 

@@ -1,5 +1,4 @@
 use super::*;
-use crate::config::OnReset;
 use crate::testing::elf;
 use linux::{Header, HeaderError, field, zero};
 use proptest::prelude::*;
@@ -18,13 +17,11 @@ fn file(bytes: &[u8]) -> NamedTempFile {
     file
 }
 
-fn guest(image: &Path, initrd: Option<&Path>, cmdline: &str) -> Guest {
-    Guest {
-        name: "test".into(),
-        image: image.into(),
+fn guest(image: &Path, initrd: Option<&Path>, cmdline: &str) -> Image {
+    Image {
+        path: image.into(),
         initrd: initrd.map(Into::into),
         cmdline: cmdline.into(),
-        on_reset: OnReset::End,
     }
 }
 
@@ -210,7 +207,7 @@ fn what_does_not_fit_is_refused_with_a_remedy() {
         matches!(e, BootError::LargeInitrd { .. }) && e.to_string().contains("memory.size"),
         "{e}"
     );
-    let e = load(&ram, &Guest { initrd: Some(std::env::temp_dir()), ..guest }, None).unwrap_err();
+    let e = load(&ram, &Image { initrd: Some(std::env::temp_dir()), ..guest }, None).unwrap_err();
     assert!(matches!(e, BootError::EmptyInitrd { .. }), "{e}");
 }
 

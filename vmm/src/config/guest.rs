@@ -13,10 +13,11 @@ pub(crate) const MAX_CMDLINE: usize = 2048;
 #[serde(deny_unknown_fields)]
 pub(super) struct Raw {
     name: String,
-    image: PathBuf,
+    image: Option<PathBuf>,
     initrd: Option<PathBuf>,
-    #[serde(default)]
-    cmdline: String,
+    cmdline: Option<String>,
+    firmware: Option<PathBuf>,
+    variables: Option<PathBuf>,
     #[serde(default)]
     on_reset: OnReset,
 }
@@ -37,14 +38,39 @@ pub enum OnReset {
 pub struct Guest {
     /// 1 to 32 of `a-z A-Z 0-9 _ -`.
     pub name: String,
+    /// What it boots.
+    pub boot: Boot,
+    /// What happens when it resets itself. The library leaves it to its caller.
+    pub on_reset: OnReset,
+}
+
+/// What a guest boots.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Boot {
+    /// A kernel, without firmware.
+    Image(Image),
+    /// Firmware, which looks for something to boot by itself.
+    Firmware(Firmware),
+}
+
+/// A kernel and what it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
     /// A Linux bzImage, or an ELF file with a PVH entry.
-    pub image: PathBuf,
+    pub path: PathBuf,
     /// The first file system of a kernel's user space.
     pub initrd: Option<PathBuf>,
     /// At most 2048 bytes without NUL.
     pub cmdline: String,
-    /// What happens when it resets itself. The library leaves it to its caller.
-    pub on_reset: OnReset,
+}
+
+/// UEFI firmware.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Firmware {
+    /// Its code, which is only read.
+    pub code: PathBuf,
+    /// This guest's own variables, which the guest writes.
+    pub variables: PathBuf,
 }
 
 impl Raw {
@@ -59,30 +85,72 @@ impl Raw {
                 ),
             ));
         }
-        if self.image.as_os_str().is_empty() {
-            return Err(Wrong::new(
-                "guest.image",
-                "is empty: give the path of a Linux kernel or of a PVH ELF image",
-            ));
-        }
-        if self.initrd.as_ref().is_some_and(|i| i.as_os_str().is_empty()) {
-            return Err(Wrong::new(
-                "guest.initrd",
-                "is empty: give the path of an initrd, or leave the key out",
-            ));
-        }
-        if self.cmdline.len() > MAX_CMDLINE || self.cmdline.contains('\0') {
-            return Err(Wrong::new(
-                "guest.cmdline",
-                format!("must be at most {MAX_CMDLINE} bytes and hold no NUL"),
-            ));
-        }
-        Ok(Guest {
-            name: self.name,
-            image: base.join(self.image),
-            initrd: self.initrd.map(|i| base.join(i)),
-            cmdline: self.cmdline,
-            on_reset: self.on_reset,
-        })
+        let (name, on_reset) = (self.name.clone(), self.on_reset);
+        Ok(Guest { name, boot: self.boot(base)?, on_reset })
     }
+
+    fn boot(self, base: &Path) -> Result<Boot, Wrong> {
+        match (self.image, self.firmware) {
+            (Some(image), None) => {
+                if self.variables.is_some() {
+                    return Err(Wrong::new(
+                        "guest.variables",
+                        "belongs to guest.firmware: leave it out where guest.image is given",
+                    ));
+                }
+                let path = base.join(named("guest.image", IMAGE, image)?);
+                let initrd = self.initrd.map(|i| named("guest.initrd", INITRD, i)).transpose()?;
+                let cmdline = self.cmdline.unwrap_or_default();
+                if cmdline.len() > MAX_CMDLINE || cmdline.contains('\0') {
+                    return Err(Wrong::new(
+                        "guest.cmdline",
+                        format!("must be at most {MAX_CMDLINE} bytes and hold no NUL"),
+                    ));
+                }
+                let initrd = initrd.map(|i| base.join(i));
+                Ok(Boot::Image(Image { path, initrd, cmdline }))
+            }
+            (None, Some(firmware)) => {
+                for (key, given) in
+                    [("initrd", self.initrd.is_some()), ("cmdline", self.cmdline.is_some())]
+                {
+                    if given {
+                        return Err(Wrong::new(
+                            format!("guest.{key}"),
+                            "belongs to guest.image: firmware takes it from the disk that it boots",
+                        ));
+                    }
+                }
+                let Some(variables) = self.variables else {
+                    return Err(Wrong::new("guest.variables", format!("is missing: {VARIABLES}")));
+                };
+                let code = base.join(named("guest.firmware", FIRMWARE, firmware)?);
+                let variables = base.join(named("guest.variables", VARIABLES, variables)?);
+                Ok(Boot::Firmware(Firmware { code, variables }))
+            }
+            (None, None) => Err(Wrong::new(
+                "guest.image",
+                format!("is missing: {IMAGE}, or guest.firmware and guest.variables"),
+            )),
+            (Some(_), Some(_)) => Err(Wrong::new(
+                "guest.firmware",
+                "a guest boots an image or firmware: leave guest.image or guest.firmware out",
+            )),
+        }
+    }
+}
+
+/// What the keys want.
+const IMAGE: &str = "give the path of a Linux kernel or of a PVH ELF image";
+const INITRD: &str = "give the path of an initrd, or leave the key out";
+const FIRMWARE: &str = "give the path of UEFI firmware's code, such as OVMF_CODE_4M.fd";
+const VARIABLES: &str =
+    "give the path of this guest's own copy of the firmware's variables, such as one of OVMF_VARS_4M.fd";
+
+/// A path that is not empty.
+fn named(key: &str, wanted: &str, path: PathBuf) -> Result<PathBuf, Wrong> {
+    if path.as_os_str().is_empty() {
+        return Err(Wrong::new(key, format!("is empty: {wanted}")));
+    }
+    Ok(path)
 }

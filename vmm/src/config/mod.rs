@@ -9,7 +9,7 @@ pub use devices::{
     BlkDevice, ConsoleDevice, Device, InputDevice, InputKind, NetDevice, VfioUserDevice,
     VsockDevice,
 };
-pub use guest::{Guest, OnReset};
+pub use guest::{Boot, Firmware, Guest, Image, OnReset};
 pub use memory::Memory;
 pub use vcpus::Vcpus;
 

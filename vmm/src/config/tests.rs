@@ -28,13 +28,22 @@ fn message(text: &str) -> String {
     parse(text).expect_err("the file is wrong").to_string()
 }
 
+fn image(config: &Config) -> &Image {
+    match &config.guest.boot {
+        Boot::Image(image) => image,
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn a_good_file() {
     let c = parse(GOOD).unwrap();
-    assert_eq!(c.guest.image, Path::new("etc/images/guest"));
+    let image = image(&c);
+    assert_eq!(image.path, Path::new("etc/images/guest"));
+    assert_eq!((&image.initrd, &image.cmdline[..]), (&None, "scene=vr cost=100"));
     assert_eq!(c.memory.size, 32 << 20);
     assert_eq!((c.vcpus.count, &c.vcpus.cpus[..]), (1, &[0][..]));
-    assert_eq!((c.guest.initrd, c.guest.on_reset), (None, OnReset::End));
+    assert_eq!(c.guest.on_reset, OnReset::End);
     assert_eq!(
         c.devices,
         [
@@ -55,9 +64,40 @@ fn a_linux_guest() {
     let more = "[guest]\ninitrd = \"initrd.img\"\non_reset = \"reboot\"";
     let text = GOOD.replacen("[guest]", more, 1).replacen("count = 1", "count = 2", 1);
     let c = parse(&text.replacen("32M", "8G", 1)).unwrap();
-    assert_eq!(c.guest.initrd.as_deref(), Some(Path::new("etc/initrd.img")));
+    assert_eq!(image(&c).initrd.as_deref(), Some(Path::new("etc/initrd.img")));
     assert_eq!((c.guest.on_reset, c.vcpus.count), (OnReset::Reboot, 2));
     assert_eq!(c.memory.size, 8 << 30);
+}
+
+/// The good file with `keys` in place of its image and command line.
+fn booting(keys: &str) -> String {
+    GOOD.replacen("image = \"images/guest\"\ncmdline = \"scene=vr cost=100\"", keys, 1)
+}
+
+#[test]
+fn a_guest_with_firmware() {
+    let c = parse(&booting("firmware = \"/usr/code.fd\"\nvariables = \"vars.fd\"")).unwrap();
+    let (code, variables) = ("/usr/code.fd".into(), "etc/vars.fd".into());
+    assert_eq!(c.guest.boot, Boot::Firmware(Firmware { code, variables }));
+}
+
+#[test]
+fn a_guest_boots_either_an_image_or_firmware() {
+    let both = "firmware = \"f\"\nvariables = \"v\"\n";
+    for (keys, key, remedy) in [
+        ("", "guest.image", "guest.firmware and guest.variables"),
+        ("image = \"i\"\nfirmware = \"f\"", "guest.firmware", "leave guest.image or"),
+        ("image = \"i\"\nvariables = \"v\"", "guest.variables", "leave it out"),
+        ("firmware = \"f\"", "guest.variables", "own copy"),
+        ("firmware = \"\"\nvariables = \"v\"", "guest.firmware", "OVMF_CODE_4M.fd"),
+        ("firmware = \"f\"\nvariables = \"\"", "guest.variables", "OVMF_VARS_4M.fd"),
+        (&format!("{both}initrd = \"i\""), "guest.initrd", "belongs to guest.image"),
+        (&format!("{both}cmdline = \"\""), "guest.cmdline", "belongs to guest.image"),
+    ] {
+        let m = message(&booting(keys));
+        assert!(m.starts_with(&format!("etc/vr.toml: {key}: ")), "{m}");
+        assert!(m.contains(remedy), "{m}");
+    }
 }
 
 #[test]

@@ -20,8 +20,8 @@ pub const TIMER: u16 = 0x608;
 pub const TIMER_SIZE: u8 = 4;
 /// All ports.
 pub const PORTS: RangeInclusive<u16> = EVENT..=TIMER + TIMER_SIZE as u16 - 1;
-/// The sleep type that `_S5` names: off.
-pub const SLEEP_OFF: u8 = 5;
+/// The sleep type that `_S5` names: off. Firmware for PCs knows it by this number.
+pub const SLEEP_OFF: u8 = 0;
 
 /// `PWRBTN_STS` and `PWRBTN_EN` (tables 4.11 and 4.12).
 const POWER_BUTTON: u16 = 1 << 8;

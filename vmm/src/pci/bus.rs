@@ -1,24 +1,22 @@
 //! The slots of bus 0, and who answers at an address.
 
 use super::bar::BARS;
+use super::chipset::{Chipset, Kind};
 use super::config_port::{ADDRESS, ConfigPort, DATA, DATA_END};
 use super::function::{Effect, Function, PciFunction};
 use super::layout::{self, Decoded, Full, Wanted, Windows};
-use super::{SLOTS, ecam, nothing};
+use super::{ecam, nothing};
 use crate::platform::Platform;
-use beamline_abi::pacer::VENDOR_ID;
-
-/// Device ID of the host bridge in slot 0.
-pub const HOST_BRIDGE: u16 = 0x00ff;
-/// Class code of a host bridge (PCI code and ID assignment, 06 00 00), above its revision.
-const HOST_BRIDGE_CLASS: u32 = 0x06_00_00 << 8;
 
 /// Why a function cannot be on the bus.
 #[derive(Debug, thiserror::Error)]
 pub enum BusError {
     /// No slot is free.
-    #[error("the PCI bus is full: it has room for {} functions", SLOTS - 1)]
-    Full,
+    #[error("the PCI bus is full: it has room for {room} functions")]
+    Full {
+        /// How many it can have.
+        room: usize,
+    },
     /// The windows are too small for all BARs.
     #[error(transparent)]
     Layout(#[from] Full),
@@ -28,6 +26,7 @@ pub enum BusError {
 #[derive(Default)]
 pub struct Bus {
     port: ConfigPort,
+    chipset: Chipset,
     /// Slot 0 is the host bridge; function `n` is in slot `n + 1`.
     functions: Vec<Function>,
     decoded: Vec<Decoded>,
@@ -35,15 +34,16 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// An empty bus whose BARs go to `windows`.
-    pub fn new(windows: Windows) -> Self {
-        Self { windows, ..Self::default() }
+    /// An empty bus of a machine of this kind, whose BARs go to `windows`.
+    pub fn new(kind: Kind, windows: Windows) -> Self {
+        Self { windows, chipset: Chipset::new(kind), ..Self::default() }
     }
 
     /// Puts `function` into the next slot and returns that slot.
     pub fn add(&mut self, function: Box<dyn PciFunction>) -> Result<usize, BusError> {
-        if self.functions.len() + 1 >= SLOTS {
-            return Err(BusError::Full);
+        let end = self.chipset.end();
+        if self.functions.len() + 1 >= end {
+            return Err(BusError::Full { room: end - 1 });
         }
         self.functions.push(Function::new(function));
         Ok(self.functions.len())
@@ -99,8 +99,8 @@ impl Bus {
 
     /// A read of configuration space, within one register.
     pub fn config_read(&mut self, slot: usize, offset: u16, data: &mut [u8]) {
-        if slot == 0 {
-            return host_bridge(offset, data);
+        if self.chipset.has(slot) {
+            return self.chipset.read(slot, offset, data);
         }
         match self.function(slot) {
             Some(f) => f.config_read(offset, data),
@@ -110,6 +110,9 @@ impl Bus {
 
     /// A write of configuration space, within one register.
     pub fn config_write(&mut self, platform: &mut Platform, slot: usize, offset: u16, data: &[u8]) {
+        if self.chipset.has(slot) {
+            return self.chipset.write(slot, offset, data);
+        }
         let Some(function) = self.function(slot) else { return };
         if function.config_write(platform, offset, data) == Effect::Decode {
             self.decode(platform);
@@ -118,7 +121,7 @@ impl Bus {
 
     /// A read of guest-physical memory that is not RAM; all-ones where nothing answers.
     pub fn mmio_read(&mut self, at: u64, data: &mut [u8]) {
-        match ecam::target(at, data.len()) {
+        match ecam::target(self.windows.ecam(), at, data.len()) {
             None => {}
             Some(ecam::Target::Function { slot, offset }) => {
                 return self.config_read(slot, offset, data);
@@ -137,7 +140,7 @@ impl Bus {
 
     /// A write of guest-physical memory that is not RAM; dropped where nothing answers.
     pub fn mmio_write(&mut self, platform: &mut Platform, at: u64, data: &[u8]) {
-        match ecam::target(at, data.len()) {
+        match ecam::target(self.windows.ecam(), at, data.len()) {
             None => {}
             Some(ecam::Target::Function { slot, offset }) => {
                 return self.config_write(platform, slot, offset, data);
@@ -181,18 +184,5 @@ impl Bus {
         }
         debug_assert!(next.iter().all(|d| d.bar < BARS), "bars come from BarRegisters");
         self.decoded = next;
-    }
-}
-
-/// Configuration space of the host bridge: IDs and class, all else 0.
-fn host_bridge(offset: u16, data: &mut [u8]) {
-    let word = match offset & !3 {
-        0 => u32::from(HOST_BRIDGE) << 16 | u32::from(VENDOR_ID),
-        8 => HOST_BRIDGE_CLASS,
-        _ => 0,
-    };
-    let bytes = word.to_le_bytes();
-    for (to, from) in data.iter_mut().zip(bytes.iter().skip(usize::from(offset & 3))) {
-        *to = *from;
     }
 }

@@ -1,6 +1,6 @@
 //! Configuration space as memory (PCI Express 6.0, section 7.2.2): 4 KiB for each function of bus 0.
 
-use super::layout::{ECAM, ECAM_SIZE};
+use super::layout::ECAM_SIZE;
 
 /// A register of a function on bus 0, or where none is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,9 +16,9 @@ pub enum Target {
     Nothing,
 }
 
-/// What `length` bytes at `at` reach; `None`: something else than configuration space.
-pub fn target(at: u64, length: usize) -> Option<Target> {
-    let offset = at.checked_sub(ECAM).filter(|o| *o < ECAM_SIZE)?;
+/// What `length` bytes at `at` reach, where configuration space is at `ecam`; `None`: something else.
+pub fn target(ecam: u64, at: u64, length: usize) -> Option<Target> {
+    let offset = at.checked_sub(ecam).filter(|o| *o < ECAM_SIZE)?;
     let (function, register) = ((offset >> 12) & 7, (offset & 0xfff) as u16);
     let within = matches!(length, 1 | 2 | 4) && usize::from(register & 3) + length <= 4;
     Some(if function == 0 && within {
@@ -31,6 +31,11 @@ pub fn target(at: u64, length: usize) -> Option<Target> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pci::layout::ECAM;
+
+    fn target(at: u64, length: usize) -> Option<Target> {
+        super::target(ECAM, at, length)
+    }
 
     #[test]
     fn targets() {

@@ -11,6 +11,10 @@ pub const WINDOW_END: u64 = ECAM;
 pub const ECAM: u64 = 0xfeb0_0000;
 /// Its bytes: 32 slots of 8 functions of 4 KiB.
 pub const ECAM_SIZE: u64 = 1 << 20;
+/// Configuration space where there is firmware: its place in OVMF, which reserves all of its 256 MiB.
+pub const FIRMWARE_ECAM: u64 = 0xe000_0000;
+/// Where OVMF's window starts, where RAM leaves it free.
+const FIRMWARE_LOW: u64 = 0x8000_0000;
 /// First address of the window above, where no RAM is there.
 pub const HIGH: u64 = 1 << 32;
 /// End of it: 39 bits of address are what the smallest hardware has.
@@ -48,13 +52,17 @@ pub struct Wanted {
 /// Where BARs may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Windows {
+    /// First address of the window below 4 GiB, which goes to `ecam`.
+    low: u64,
+    /// Where configuration space is.
+    ecam: u64,
     /// First address of the window above 4 GiB, which goes to [`HIGH_END`].
     high: u64,
 }
 
 impl Default for Windows {
     fn default() -> Self {
-        Self { high: HIGH }
+        Self { low: WINDOW, ecam: ECAM, high: HIGH }
     }
 }
 
@@ -62,7 +70,25 @@ impl Windows {
     /// The windows of a guest whose RAM ends at `ram_end`.
     pub fn beside(ram_end: u64) -> Self {
         // RAM ends far below: a guest has at most half of the addresses.
-        Self { high: ram_end.max(HIGH).next_multiple_of(HIGH_ALIGN).min(HIGH_END) }
+        let high = ram_end.max(HIGH).next_multiple_of(HIGH_ALIGN).min(HIGH_END);
+        Self { high, ..Self::default() }
+    }
+
+    /// The same where there is firmware, which places BARs by itself: OVMF does so from 2 GiB on where RAM leaves
+    /// that free, and below its own place for configuration space.
+    pub fn of_firmware(low_ram_end: u64, ram_end: u64) -> Self {
+        let low = if low_ram_end <= FIRMWARE_LOW { FIRMWARE_LOW } else { WINDOW };
+        Self { low, ecam: FIRMWARE_ECAM, ..Self::beside(ram_end) }
+    }
+
+    /// First address of the window below 4 GiB.
+    pub fn low(self) -> Gpa {
+        Gpa(self.low)
+    }
+
+    /// Where configuration space is, which is also the end of the window below 4 GiB.
+    pub fn ecam(self) -> u64 {
+        self.ecam
     }
 
     /// First address of the window above 4 GiB.
@@ -73,7 +99,7 @@ impl Windows {
     /// Whether a guest may put `size` bytes at `at`.
     pub fn allow(self, at: Gpa, size: u64) -> bool {
         let Some(end) = at.0.checked_add(size) else { return false };
-        (at.0 >= WINDOW && end <= WINDOW_END) || (at.0 >= self.high && end <= HIGH_END)
+        (at.0 >= self.low && end <= self.ecam) || (at.0 >= self.high && end <= HIGH_END)
     }
 }
 
@@ -81,14 +107,14 @@ impl Windows {
 pub fn place(windows: Windows, mut wanted: Vec<Wanted>) -> Result<Vec<(usize, usize, Gpa)>, Full> {
     // Largest first leaves no holes between powers of two.
     wanted.sort_by_key(|w| std::cmp::Reverse(w.shape.size));
-    let (mut low, mut high) = (WINDOW, windows.high);
+    let (mut low, mut high) = (windows.low, windows.high);
     let mut placed = Vec::with_capacity(wanted.len());
     for Wanted { slot, bar, shape } in wanted {
         let full = Full { slot, bar, size: shape.size };
         let (next, end) = if shape.wide && shape.size > LARGE {
             (&mut high, HIGH_END)
         } else {
-            (&mut low, WINDOW_END)
+            (&mut low, windows.ecam)
         };
         let at = next.checked_next_multiple_of(shape.size).ok_or(full)?;
         let after = at.checked_add(shape.size.max(PAGE)).filter(|a| *a <= end).ok_or(full)?;
@@ -196,6 +222,18 @@ mod tests {
         let placed = place(w, vec![wanted(1, 1 << 30, true)]).unwrap();
         assert_eq!(placed, [(1, 0, w.high())]);
         assert_eq!(Windows::beside(u64::MAX >> 1).high(), Gpa(HIGH_END));
+    }
+
+    #[test]
+    fn firmware_has_windows_of_its_own() {
+        let small = Windows::of_firmware(512 << 20, 512 << 20);
+        assert_eq!((small.low(), small.ecam()), (Gpa(0x8000_0000), 0xe000_0000));
+        assert!(small.allow(Gpa(0x8000_0000), 0x1000));
+        assert!(!small.allow(Gpa(FIRMWARE_ECAM), 0x1000), "configuration space");
+        assert!(!small.allow(Gpa(WINDOW_END - 0x1000), 0x1000), "where it is without firmware");
+        let large = Windows::of_firmware(WINDOW, HIGH + (5 << 30));
+        assert_eq!((large.low(), large.high()), (Gpa(WINDOW), Gpa(HIGH + (5 << 30))));
+        assert!(!large.allow(Gpa(0x8000_0000), 0x1000), "RAM");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! * [`config_port`]: the ports 0xcf8 and 0xcfc.
 //! * [`ecam`]: the same registers, and those above 256, as memory.
+//! * [`chipset`]: the machine's own functions.
 //! * [`bar`]: one function's base address registers.
 //! * [`layout`]: where BARs are put before the guest runs, and where the guest may put them.
 //! * [`function`]: configuration space as the guest sees it.
@@ -11,6 +12,7 @@
 
 pub mod bar;
 pub mod bus;
+pub mod chipset;
 pub mod config_port;
 pub mod ecam;
 pub mod function;

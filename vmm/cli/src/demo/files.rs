@@ -265,7 +265,10 @@ mod tests {
             let text = guest_toml(&files, Path::new("/img"), &place, guest, &[7, 9]).unwrap();
             let vm =
                 beamline_vmm::config::Config::parse(&text, &files.guest_toml(guest)).expect(&text);
-            assert!(vm.guest.cmdline.contains(" cost=7 cost2=9 width="), "{}", vm.guest.cmdline);
+            let beamline_vmm::config::Boot::Image(image) = &vm.guest.boot else {
+                panic!("{text}");
+            };
+            assert!(image.cmdline.contains(" cost=7 cost2=9 width="), "{}", image.cmdline);
             let beamline_vmm::config::Device::VfioUser(pacer) = &vm.devices[0] else {
                 panic!("{text}");
             };
