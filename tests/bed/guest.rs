@@ -17,6 +17,12 @@ const QEMU_LOG: &str = "qemu.log";
 /// The kernel's console.
 const CONSOLE_LOG: &str = "console.log";
 
+/// Time passes as it does for everyone.
+pub(crate) const REAL_TIME: [&str; 2] = ["-accel", "tcg,thread=multi"];
+/// Time passes by the instructions that were executed, whatever the machine's own CPUs do meanwhile.
+pub(crate) const COUNTED_TIME: [&str; 6] =
+    ["-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off", "-rtc", "clock=vm"];
+
 /// An IOMMU, without which nothing can be driven from user space.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Iommu {
@@ -48,13 +54,15 @@ pub(crate) struct Hardware<'a> {
     pub(crate) memory: &'a str,
     /// A folder that the guest sees as the 9p file system `share`, and cannot write.
     pub(crate) share: Option<&'a Path>,
+    /// How QEMU runs it: `-accel` and what belongs to that.
+    pub(crate) engine: &'a [&'a str],
     /// Further arguments of QEMU, before those of its devices.
     pub(crate) arguments: Vec<String>,
 }
 
 impl Default for Hardware<'_> {
     fn default() -> Self {
-        Self { cpu: "max", memory: "512M", share: None, arguments: vec![] }
+        Self { cpu: "max", memory: "512M", share: None, engine: &REAL_TIME, arguments: vec![] }
     }
 }
 
@@ -95,7 +103,8 @@ impl Guest {
         let mut words = format!("console=ttyS0 panic=-1 quiet {}", machine.words);
         let mut command = Command::new(&bed.qemu);
         command
-            .args(["-accel", "tcg,thread=multi", "-cpu", hardware.cpu, "-smp", "1"])
+            .args(hardware.engine)
+            .args(["-cpu", hardware.cpu, "-smp", "1"])
             // The functions' servers map the guest's memory, so it is a file that can be shared.
             .arg("-object")
             .arg(format!("memory-backend-memfd,id=memory,size={},share=on", hardware.memory))

@@ -108,12 +108,17 @@ fn start(bed: &Bed, folder: &Path, script: &str) -> Guest {
     start_with(bed, folder, script, vec![])
 }
 
+/// The outer guest's, which sees the folder `share`.
+pub(crate) fn hardware(share: &Path) -> Hardware<'_> {
+    Hardware { cpu: CPU, memory: "2G", share: Some(share), ..Hardware::default() }
+}
+
 /// Starts an outer guest that has further devices of QEMU.
 pub(crate) fn start_with(bed: &Bed, folder: &Path, script: &str, devices: Vec<String>) -> Guest {
     let machine =
         Machine { script, programs: &[], devices, iommu: Iommu::None, words: "mitigations=off" };
     let share = folder.join("share");
-    let hardware = Hardware { cpu: CPU, memory: "2G", share: Some(&share), arguments: vec![] };
+    let hardware = hardware(&share);
     Guest::start_on(bed, folder, &machine, &hardware)
 }
 

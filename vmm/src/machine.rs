@@ -82,8 +82,9 @@ impl Machine {
             {
                 firmware.config.read(port, data);
             }
-            // The keyboard controller is empty and idle: guests wait for that before they reset.
-            reset::KEYBOARD => data.fill(0),
+            // The keyboard controller is empty and idle: guests wait for that before they reset. Firmware would
+            // wait for a keyboard, for seconds, where anything answers.
+            reset::KEYBOARD if self.firmware.is_none() => data.fill(0),
             _ => nothing(data),
         }
     }

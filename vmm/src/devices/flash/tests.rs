@@ -35,7 +35,7 @@ fn it_ends_at_4_gib_and_shows_both_files() {
     assert_eq!(high.0 + code.size() as u64, END);
     assert_eq!(start, low.0);
     assert_eq!(seen(&flash, VARIABLES_SIZE - 1), 0x5a);
-    let mut byte = [0];
+    let mut byte = [0u8];
     code.as_volatile_slice().subslice(2 * BLOCK - 1, 1).unwrap().copy_to(&mut byte);
     assert_eq!(byte, [0xc0]);
 }
@@ -125,7 +125,7 @@ fn a_file_that_cannot_be_written_is_a_failed_program() {
     for byte in [0x10, 0x00, 0x70] {
         chip.write(0, &[byte]);
     }
-    let mut status = [0];
+    let mut status = [0u8];
     chip.view().as_volatile_slice().subslice(9, 1).unwrap().copy_to(&mut status);
     assert_eq!(status, [0x90], "ready, program failed");
     chip.write(0, &[0xff]);
