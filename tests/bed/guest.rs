@@ -21,7 +21,7 @@ const CONSOLE_LOG: &str = "console.log";
 pub(crate) const REAL_TIME: [&str; 2] = ["-accel", "tcg,thread=multi"];
 /// Time passes by the instructions that were executed, whatever the machine's own CPUs do meanwhile.
 pub(crate) const COUNTED_TIME: [&str; 6] =
-    ["-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off", "-rtc", "clock=vm"];
+    ["-accel", "tcg,thread=single", "-icount", "shift=3,sleep=off", "-rtc", "clock=vm"];
 
 /// An IOMMU, without which nothing can be driven from user space.
 #[derive(Clone, Copy, Debug)]
