@@ -37,6 +37,8 @@ pub mod vm;
 mod testing;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_firmware;
 
 pub use config::Config;
 pub use devices::serial::{Console, LogConsole};

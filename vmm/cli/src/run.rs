@@ -64,7 +64,8 @@ pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()>
 /// Refuses a guest one of whose files is not there.
 fn look_for_files(config: &Path, boot: &Boot) -> anyhow::Result<()> {
     let image_hint = "; `make guest` builds the image that comes with beamline";
-    let variables_hint = "; make it as this guest's own copy of the firmware's variables, such as OVMF_VARS_4M.fd";
+    let variables_hint =
+        "; make it as this guest's own copy of the firmware's variables, such as OVMF_VARS_4M.fd";
     let wanted = match boot {
         Boot::Image(image) => {
             let initrd = image.initrd.as_ref().map(|initrd| ("guest.initrd", initrd, ""));

@@ -131,8 +131,7 @@ mod tests {
 
     /// Does what the commands say, as firmware does; memory by file, and where each is.
     fn load(files: Files) -> HashMap<String, (u64, Vec<u8>)> {
-        let mut offered =
-            HashMap::from([(TABLES_FILE, files.tables), (RSDP_FILE, files.rsdp)]);
+        let mut offered = HashMap::from([(TABLES_FILE, files.tables), (RSDP_FILE, files.rsdp)]);
         let mut placed: HashMap<String, (u64, Vec<u8>)> = HashMap::new();
         let mut next = 0x7e00_0000;
         assert!(files.loader.len().is_multiple_of(COMMAND));
@@ -153,8 +152,7 @@ mod tests {
                     field.copy_from_slice(&value.to_le_bytes()[..size]);
                 }
                 3 => {
-                    let [at, start, length] =
-                        [60, 64, 68].map(|i| number(&c[i..i + 4]) as usize);
+                    let [at, start, length] = [60, 64, 68].map(|i| number(&c[i..i + 4]) as usize);
                     let bytes = &mut placed.get_mut(&file).unwrap().1;
                     let sum = bytes[start..start + length]
                         .iter()

@@ -39,7 +39,7 @@ pub fn load(ram: &GuestRam, files: &Files, board: &Board) -> Result<Firmware, Fl
     Ok(Firmware { flash, config: FwCfg::new(board.vcpus as u16, told) })
 }
 
-/// The RAM as e820 entries (ACPI 6.5, section 15.4). The first one starts at 0 and has all RAM below 4 GiB:
+/// The RAM as e820 entries (ACPI 6.5, section 15.1). The first one starts at 0 and has all RAM below 4 GiB:
 /// firmware itself keeps what a PC has below 1 MiB.
 fn e820(ram: &GuestRam) -> Vec<u8> {
     let entry = |part: crate::memory::Part| {
@@ -50,7 +50,8 @@ fn e820(ram: &GuestRam) -> Vec<u8> {
     ram.parts().flat_map(entry).collect()
 }
 
-/// The registers at reset (Intel SDM, volume 3A, table 10-1), where KVM has not set them already.
+/// The registers at reset (Intel SDM, volume 3A, "Processor management and initialization"); segments and control
+/// registers have KVM's own values, which are these.
 pub fn registers(sregs: kvm_sregs) -> (kvm_regs, kvm_sregs) {
     let regs = kvm_regs { rip: 0xfff0, rflags: 2, ..Default::default() };
     (regs, sregs)

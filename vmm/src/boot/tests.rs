@@ -18,11 +18,7 @@ fn file(bytes: &[u8]) -> NamedTempFile {
 }
 
 fn guest(image: &Path, initrd: Option<&Path>, cmdline: &str) -> Image {
-    Image {
-        path: image.into(),
-        initrd: initrd.map(Into::into),
-        cmdline: cmdline.into(),
-    }
+    Image { path: image.into(), initrd: initrd.map(Into::into), cmdline: cmdline.into() }
 }
 
 fn boot(

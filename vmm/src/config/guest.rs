@@ -144,8 +144,7 @@ impl Raw {
 const IMAGE: &str = "give the path of a Linux kernel or of a PVH ELF image";
 const INITRD: &str = "give the path of an initrd, or leave the key out";
 const FIRMWARE: &str = "give the path of UEFI firmware's code, such as OVMF_CODE_4M.fd";
-const VARIABLES: &str =
-    "give the path of this guest's own copy of the firmware's variables, such as one of OVMF_VARS_4M.fd";
+const VARIABLES: &str = "give the path of this guest's own copy of the firmware's variables, such as one of OVMF_VARS_4M.fd";
 
 /// A path that is not empty.
 fn named(key: &str, wanted: &str, path: PathBuf) -> Result<PathBuf, Wrong> {

@@ -297,7 +297,11 @@ mod tests {
             (read, MAX_TRANSFER + 1, 0x2000),
             (control::WRITE, 1, 0x2000),
         ] {
-            assert_eq!(dma(&mut device, &ram, control, length, to), error, "{length:#x} to {to:#x}");
+            assert_eq!(
+                dma(&mut device, &ram, control, length, to),
+                error,
+                "{length:#x} to {to:#x}"
+            );
         }
         assert_eq!(dma(&mut device, &ram, control::SKIP, u32::MAX, 0), 0);
         assert_eq!(dma(&mut device, &ram, control::SKIP, u32::MAX, 0), 0);

@@ -12,8 +12,8 @@ use beamline_abi::pci::{command, config};
 
 /// Device ID of our own host bridge.
 pub const HOST_BRIDGE: u16 = 0x00ff;
-/// Intel's vendor ID, the host bridge of Q35 and the ISA bridge of ICH9 (Intel: "3 Series Express Chipset Family",
-/// section 5.1; "I/O Controller Hub 9", section 13.1).
+/// Intel's vendor ID, the host bridge of Q35 and the ISA bridge of ICH9 (Intel's data sheets of the 3 Series Express
+/// Chipset Family and of the I/O Controller Hub 9).
 const INTEL: u16 = 0x8086;
 const Q35_HOST: u16 = 0x29c0;
 const ICH9_ISA: u16 = 0x2918;
@@ -25,10 +25,10 @@ const HOST_CLASS: u32 = 0x06_00_00 << 8;
 const ISA_CLASS: u32 = 0x06_01_00 << 8;
 const CLASS: u16 = 8;
 
-/// PCIEXBAR (host bridge, section 5.1.16): where configuration space is, 256 buses, enabled.
+/// PCIEXBAR of the host bridge: where configuration space is, 256 buses, enabled.
 const PCIEXBAR: u16 = 0x60;
 const PCIEXBAR_ENABLE: u32 = 1;
-/// PMBASE and ACPI_CNTL (ISA bridge, sections 13.1.13 and 13.1.14): where power management is, enabled, IRQ 9.
+/// PMBASE and ACPI_CNTL of the ISA bridge: where power management is; enabled, with IRQ 9.
 const PMBASE: u16 = 0x40;
 const PMBASE_IO: u32 = 1;
 const ACPI_CNTL: u16 = 0x44;

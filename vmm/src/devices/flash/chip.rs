@@ -18,7 +18,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use vm_memory::{MmapRegion, VolatileMemory};
 
-/// Commands (Intel StrataFlash data sheet, "Bus operations and commands").
+/// Commands (data sheets of Intel's StrataFlash).
 mod command {
     pub(super) const PROGRAM: u8 = 0x10;
     pub(super) const PROGRAM_OTHER: u8 = 0x40;

@@ -149,7 +149,12 @@ impl Flash {
 }
 
 /// All bytes of a regular file of at most `most`.
-fn contents(what: &'static str, path: &Path, file: &File, most: u64) -> Result<Vec<u8>, FlashError> {
+fn contents(
+    what: &'static str,
+    path: &Path,
+    file: &File,
+    most: u64,
+) -> Result<Vec<u8>, FlashError> {
     let read = |source| FlashError::Read { what, path: path.into(), source };
     let about = file.metadata().map_err(read)?;
     if !about.is_file() {
@@ -169,9 +174,7 @@ fn lock(file: &File, path: &Path) -> Result<(), FlashError> {
     match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(()),
         Err(Errno::WOULDBLOCK) => Err(FlashError::InUse { what: VARIABLES, path: path.into() }),
-        Err(e) => {
-            Err(FlashError::Read { what: VARIABLES, path: path.into(), source: e.into() })
-        }
+        Err(e) => Err(FlashError::Read { what: VARIABLES, path: path.into(), source: e.into() }),
     }
 }
 
