@@ -31,7 +31,7 @@ fn message(text: &str) -> String {
 fn image(config: &Config) -> &Image {
     match &config.guest.boot {
         Boot::Image(image) => image,
-        other => panic!("{other:?}"),
+        Boot::Firmware(firmware) => panic!("{firmware:?}"),
     }
 }
 

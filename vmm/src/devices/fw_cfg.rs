@@ -190,6 +190,7 @@ fn fill(memory: &GuestMemoryMmap, mut at: u64, length: usize) -> bool {
 mod tests {
     use super::*;
     use crate::memory::GuestRam;
+    use proptest::prelude::*;
 
     const RAM: u64 = 2 << 20;
     const AT: u64 = 0x1000;
@@ -315,6 +316,29 @@ mod tests {
                 device.write(port, &vec![0xff; length], ram.memory());
                 device.read(port, &mut vec![0; length]);
             }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+
+        /// A transfer writes its answer and what it names, and no other byte of RAM.
+        #[test]
+        fn transfers_write_what_they_name_and_nothing_else(
+            control in any::<u32>(),
+            select in 0u32..0x24,
+            length in prop_oneof![0u32..0x3000, any::<u32>()],
+            to in prop_oneof![0x1_0000..RAM + 16, any::<u64>()],
+        ) {
+            let (mut device, ram) = (device(), ram());
+            let before = vec![7; RAM as usize];
+            ram.memory().write_slice(&before, Gpa(0)).unwrap();
+            dma(&mut device, &ram, control & 0xffff | select << 16, length, to);
+            let end = to.saturating_add(u64::from(length));
+            let after = at(&ram, 0, RAM as usize);
+            let access = AT..AT + ACCESS as u64;
+            let changed = (0..).zip(&after).filter(|(i, byte)| **byte != 7 && !access.contains(i));
+            prop_assert!(changed.into_iter().all(|(i, _)| (to..end).contains(&i)));
         }
     }
 }

@@ -1,4 +1,5 @@
 use super::*;
+use proptest::prelude::*;
 use std::io::Write;
 use tempfile::NamedTempFile;
 
@@ -155,4 +156,33 @@ fn files_that_make_no_flash_are_refused_with_the_remedy() {
     assert!(message(large.path(), good.path()).contains("guest.variables"), "no room is left");
     let _first = Flash::open(code.path(), good.path()).unwrap();
     assert!(message(code.path(), good.path()).contains("variables of its own"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever is written: reading the array shows what is in the file, and the file keeps its size.
+    #[test]
+    fn array_and_file_are_always_the_same(
+        writes in prop::collection::vec(
+            (0..VARIABLES_SIZE as u64 + 16, prop_oneof![
+                Just(vec![0x10]), Just(vec![0x20]), Just(vec![0xd0]), Just(vec![0x50]),
+                prop::collection::vec(any::<u8>(), 0..9),
+            ]),
+            0..40,
+        ),
+    ) {
+        let variables = file(&[0xff; VARIABLES_SIZE]);
+        let (mut flash, start) = flash(variables.path());
+        for (at, data) in writes {
+            prop_assert!(flash.write(start + at, &data));
+        }
+        // Of two such commands one at least is none's data.
+        flash.write(start, &[0xff]);
+        flash.write(start, &[0xff]);
+        let kept = std::fs::read(variables.path()).unwrap();
+        let mut shown = vec![0u8; VARIABLES_SIZE];
+        flash.regions()[0].1.as_volatile_slice().copy_to(&mut shown);
+        prop_assert!(kept == shown);
+    }
 }
