@@ -106,6 +106,11 @@ fn bad_input_ends_with_2_and_says_where() {
         ("unknown.toml", &HOST.replace("width", "widht")),
         ("infeasible.toml", &HOST.replace("budget_ms = 2.2", "budget_ms = 10.5")),
         ("guest.toml", "[guest]\nname = \"vr\"\nimage = \"nowhere\"\n[memory]\nsize = \"32M\"\n"),
+        (
+            "efi.toml",
+            "[guest]\nname = \"vr\"\nfirmware = \"code\"\nvariables = \"none\"\n[memory]\nsize = \"32M\"\n",
+        ),
+        ("code", "any file"),
         ("host.toml", HOST),
     ]);
     for (arguments, words) in [
@@ -119,6 +124,7 @@ fn bad_input_ends_with_2_and_says_where() {
         (&["run", "missing.toml"], &["missing.toml"]),
         (&["run", "guest.toml", "--check"], &["guest.toml", "guest.image", "nowhere"]),
         (&["run", "guest.toml"], &["guest.image", "make guest"]),
+        (&["run", "efi.toml"], &["guest.variables", "none", "own copy"]),
     ] {
         let (code, text) = failure(arguments, folder.path());
         assert_eq!(code, Some(2), "{arguments:?}: {text}");
