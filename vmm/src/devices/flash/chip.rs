@@ -65,14 +65,24 @@ pub(super) struct Chip {
     shown: Shown,
     /// Something was written to the file that may not be on its medium yet.
     unsynced: bool,
+    /// The log has a line about the file: a guest could have it grow without end.
+    complained: bool,
 }
 
 impl Chip {
     /// A chip with the contents `bytes`, which are those of `file`, and a view of the same size.
     pub(super) fn new(bytes: Vec<u8>, file: File, view: Arc<MmapRegion>) -> Self {
         view.as_volatile_slice().copy_from(&bytes);
-        let (next, shown) = (Next::Command, Shown::Array);
-        Self { bytes, file, view, next, status: 0, shown, unsynced: false }
+        Self {
+            bytes,
+            file,
+            view,
+            next: Next::Command,
+            status: 0,
+            shown: Shown::Array,
+            unsynced: false,
+            complained: false,
+        }
     }
 
     /// What the guest reads.
@@ -144,7 +154,13 @@ impl Chip {
 
     fn failed(&mut self, error: &io::Error, bit: u8) {
         self.status |= bit;
-        tracing::warn!("the guest's firmware variables cannot be written: {error}");
+        self.complain("cannot be written", error);
+    }
+
+    fn complain(&mut self, what: &str, error: &io::Error) {
+        if !std::mem::replace(&mut self.complained, true) {
+            tracing::warn!("the guest's firmware variables {what}: {error}");
+        }
     }
 
     /// What was written is on the medium when the guest reads the array again: firmware relies on an order of
@@ -153,7 +169,7 @@ impl Chip {
         if std::mem::take(&mut self.unsynced)
             && let Err(e) = self.file.sync_data()
         {
-            tracing::warn!("the guest's firmware variables may not outlive a loss of power: {e}");
+            self.complain("may not outlive a loss of power", &e);
         }
     }
 
