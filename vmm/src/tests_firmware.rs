@@ -3,7 +3,6 @@
 use crate::config::Config;
 use crate::testing::{Recorder, kvm_or_skip};
 use crate::{ExitReason, Vm};
-use std::path::Path;
 use std::time::Duration;
 
 /// Far beyond what it needs on a busy machine.
@@ -25,7 +24,7 @@ fn run(code: &[u8]) -> (ExitReason, Vec<u8>) {
     let handle = Vm::with_console(config, Box::new(Recorder::default())).unwrap().start().unwrap();
     let reason = handle.wait_timeout(LONG).expect("the guest ends");
     drop(handle);
-    (reason, std::fs::read(folder.path().join(Path::new("vars.fd"))).unwrap())
+    (reason, std::fs::read(folder.path().join("vars.fd")).unwrap())
 }
 
 #[test]
