@@ -6,7 +6,7 @@ mod memory;
 mod vcpus;
 
 pub use devices::{
-    BlkDevice, ConsoleDevice, Device, InputDevice, InputKind, NetDevice, VfioUserDevice,
+    BlkDevice, ConsoleDevice, Device, InputDevice, InputKind, NetDevice, NetPort, VfioUserDevice,
     VsockDevice,
 };
 pub use guest::{Guest, OnReset};

@@ -15,7 +15,7 @@ mod tests;
 pub use blk::BlkDevice;
 pub use console::ConsoleDevice;
 pub use input::{InputDevice, InputKind};
-pub use net::NetDevice;
+pub use net::{NetDevice, NetPort};
 pub use vfio_user::VfioUserDevice;
 pub use vsock::VsockDevice;
 
@@ -130,6 +130,9 @@ fn one_each(devices: &[Device], base: &Path) -> Result<(), Wrong> {
         }
         if twice(NetDevice::same_tap) {
             return Err(entry.wrong("tap", "is another card's: each needs a tap of its own"));
+        }
+        if twice(NetDevice::same_server) {
+            return Err(entry.wrong("vhost_user", "is another card's: a server has one guest"));
         }
         if twice(BlkDevice::same_disk) {
             return Err(entry.wrong(

@@ -24,6 +24,7 @@ pub mod input;
 pub mod net;
 pub mod rng;
 pub mod transport;
+pub mod vhost;
 pub mod vsock;
 
 #[cfg(test)]
@@ -121,6 +122,10 @@ pub trait DeviceModel: Send {
     fn kind(&self) -> Kind;
     /// Feature bits that it offers; the transport adds its own.
     fn features(&self) -> u64;
+    /// Which of the rings' feature bits (virtio 1.3, section 6) it can do, of those that the transport offers.
+    fn ring_features(&self) -> u64 {
+        u64::MAX
+    }
     /// Whether it works with this subset of its features.
     fn accepts(&self, features: u64) -> bool {
         let _ = features;
