@@ -99,10 +99,11 @@ impl Life {
         }
         let mut state = self.state();
         let mut next = Next::Run;
-        while state.pause && !state.stop {
+        if state.pause && !state.stop {
             state.parked += 1;
             self.changed.notify_all();
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            let paused = |s: &mut State| s.pause && !s.stop;
+            state = self.changed.wait_while(state, paused).unwrap_or_else(PoisonError::into_inner);
             state.parked -= 1;
             next = Next::Resume;
         }

@@ -77,3 +77,27 @@ pub(crate) fn display(devices: &[Device]) -> Option<DisplayJson> {
         Some(DisplayJson { slice: slice.to_owned(), host })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use beamline_vmm::Config;
+
+    #[test]
+    fn the_slice_is_told_by_the_name_of_the_vgpus_socket() {
+        let display = |socket: &str| {
+            let text = format!(
+                "[guest]\nname = \"a\"\nimage = \"b\"\n[memory]\nsize = \"2M\"\n[[device]]\n\
+                 type = \"virtio-rng\"\n[[device]]\ntype = \"vfio-user\"\nsocket = \"{socket}\"\n"
+            );
+            display(&Config::parse(&text, Path::new("/etc/a.toml")).unwrap().devices)
+        };
+        let vr = display("run/vr-2-gpu.sock").unwrap();
+        assert_eq!(
+            (vr.slice.as_str(), vr.host.as_path()),
+            ("vr-2", Path::new("/etc/run/control.sock"))
+        );
+        assert!(display("run/vr-2-pacer.sock").is_none());
+        assert!(display("gpu.sock").is_none());
+    }
+}

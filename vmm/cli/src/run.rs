@@ -75,12 +75,18 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<()> {
     }
     let events = Events::new(options.json);
     let ended = config.and_then(|config| {
-        if config.guest.on_reset == OnReset::Reboot && !options.one_life {
+        let reboots = config.guest.on_reset == OnReset::Reboot && !options.one_life;
+        if reboots && !options.no_sandbox {
             check::before(&config, &options.guest)?;
             // It says what happens itself.
-            lives::run(options)
-        } else {
-            life(&config, options, events)
+            return lives::run(options);
+        }
+        let stop = Stop::install()?;
+        loop {
+            let reason = life(&config, options, &stop, events)?;
+            if !(reboots && reason == ExitReason::Reset) {
+                return Ok(reason);
+            }
         }
     });
     match ended {
@@ -107,9 +113,8 @@ fn load(options: &Run) -> anyhow::Result<Config> {
 }
 
 /// Runs the guest until it ends. Everything that it takes is given back when this returns.
-fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitReason> {
+fn life(config: &Config, options: &Run, stop: &Stop, events: Events) -> anyhow::Result<ExitReason> {
     let (path, sandbox) = (&options.guest, !options.no_sandbox);
-    let stop = Stop::install()?;
     check::before(config, path)?;
     if let Some(folder) = config.api.as_ref().and_then(|api| api.socket.parent()) {
         confine::make_folder(folder);
@@ -138,7 +143,7 @@ fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitRe
         api: config.api.as_ref().map(|api| api.socket.clone()),
     });
     let api = api.map(|api| api.serve(config, handle.guest(), events)).transpose()?;
-    let reason = wait(&handle, &stop, terminal.as_ref())?;
+    let reason = wait(&handle, stop, terminal.as_ref())?;
     // Whoever asked for the end is answered, and nothing is said of the guest after that.
     drop(api);
     match &reason {

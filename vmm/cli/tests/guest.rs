@@ -148,6 +148,21 @@ impl Drop for Running {
     }
 }
 
+/// How often each vCPU's thread has gone to sleep, by what the kernel says.
+fn sleeps(pid: u32) -> Vec<String> {
+    let line = |status: String| {
+        let vcpu = status.starts_with("Name:\tvcpu");
+        status.lines().find(|l| vcpu && l.starts_with("voluntary")).map(str::to_owned)
+    };
+    statuses(pid).into_iter().filter_map(line).collect()
+}
+
+/// What the kernel says of each thread of a process.
+fn statuses(pid: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.filter_map(|t| std::fs::read_to_string(t.unwrap().path().join("status")).ok()).collect()
+}
+
 fn io_exits(folder: &Path) -> u64 {
     asked(&["stats"], folder)["vcpus"][0]["io"].as_u64().unwrap()
 }
@@ -156,8 +171,10 @@ fn io_exits(folder: &Path) -> u64 {
 fn http(folder: &Path, request: &str) -> (u16, Value) {
     let mut stream = UnixStream::connect(folder.join(SOCKET)).unwrap();
     stream.write_all(request.as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
+    let mut answer = Vec::new();
+    // A body that is not read ends the connection with an error, after the answer.
+    let _ = stream.read_to_end(&mut answer);
+    let answer = String::from_utf8(answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     (status, serde_json::from_str(body).unwrap())
@@ -189,18 +206,16 @@ fn a_guest_is_looked_at_paused_resumed_and_switched_off() {
     assert_eq!(about["devices"][1], json!({ "pci": "00:02.0", "type": "virtio-balloon" }));
     assert_eq!(about["pid"], guest.child.id());
     // Every thread, the API's included, is held to the list of system calls.
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", guest.child.id())).unwrap();
-    let status = |t: std::io::Result<std::fs::DirEntry>| {
-        std::fs::read_to_string(t.unwrap().path().join("status")).ok()
-    };
-    let threads: Vec<String> = tasks.filter_map(status).collect();
+    let threads = statuses(guest.child.id());
     assert!(threads.iter().any(|t| t.starts_with("Name:\tapi/tiny\n")), "{threads:#?}");
     assert!(threads.iter().all(|t| t.contains("Seccomp:\t2\n")), "{threads:#?}");
 
     assert_eq!(asked(&["pause"], folder)["state"], "paused");
     assert_eq!(asked(&["pause"], folder)["state"], "paused");
-    let paused = io_exits(folder);
+    let (paused, asleep) = (io_exits(folder), sleeps(guest.child.id()));
     assert_eq!(io_exits(folder), paused, "a paused guest makes no progress");
+    assert_eq!(asleep.len(), 2);
+    assert_eq!(sleeps(guest.child.id()), asleep, "its vCPUs' threads sleep on");
     assert_eq!(asked(&["show"], folder)["state"], "paused");
     assert_eq!(asked(&["resume"], folder)["state"], "running");
     while io_exits(folder) == paused {}
@@ -334,6 +349,22 @@ fn the_end_of_a_rebooting_guest_has_its_exit_code() {
     asked(&["type", "--serial", "\u{7}"], folder.path());
     let (code, events, _) = guest.ends();
     assert_eq!((code, events), (Some(1), vec![json!({ "event": "exited", "code": 7 })]));
+}
+
+#[test]
+fn without_a_sandbox_one_process_lives_all_lives() {
+    if !kvm_or_skip("without_a_sandbox_one_process_lives_all_lives") {
+        return;
+    }
+    let text = GUEST.replace("[memory]", "on_reset = \"reboot\"\n[memory]");
+    let folder = folder_with(&text);
+    let mut guest = Running::start(&["--no-sandbox"], folder.path());
+    asked(&["reset"], folder.path());
+    assert_eq!(guest.event()["event"], "reset");
+    assert_eq!(guest.event()["pid"], guest.child.id());
+    asked(&["stop"], folder.path());
+    let (code, events, _) = guest.ends();
+    assert_eq!((code, events), (Some(0), vec![json!({ "event": "stopped" })]));
 }
 
 #[test]

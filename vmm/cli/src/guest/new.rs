@@ -23,7 +23,7 @@ pub(super) struct New {
     /// What kind of guest
     #[arg(long)]
     kind: Kind,
-    /// Its name, also of its slice and its API's socket [default: debian, game or vr]
+    /// Its name, also of its slice and of its API's folder [default: debian, game or vr]
     #[arg(long)]
     name: Option<String>,
     /// Its disk: a raw image or a block device
@@ -109,7 +109,8 @@ fn text(kind: Kind, name: Option<&str>, disk: Option<&str>) -> anyhow::Result<St
             return format!("{key} = {}", toml::Value::String(value));
         }
         line.replace(&own_disk, disk.unwrap_or(&format!("{name}.img")))
-            .replace(&format!("run/{old}"), &format!("run/{name}"))
+            .replace(&format!("run/{old}-"), &format!("run/{name}-"))
+            .replace(&format!("{old}/api"), &format!("{name}/api"))
             .replace(&format!("{old}0"), &format!("{name}0"))
             .replace(&format!("{old}.toml"), &format!("{name}.toml"))
             .replace(&format!("\"{old}\""), &format!("\"{name}\""))
@@ -212,7 +213,7 @@ mod tests {
             let made = text(*kind, Some("two"), Some(tricky)).unwrap();
             let config = Config::parse(&made, Path::new("/etc/two.toml")).unwrap();
             assert_eq!(config.guest.name, "two");
-            assert_eq!(config.api.unwrap().socket, Path::new("/etc/run/two.sock"));
+            assert_eq!(config.api.unwrap().socket, Path::new("/etc/two/api.sock"));
             let disk = config.devices.iter().find_map(|d| match d {
                 Device::Blk(disk) => Some(disk.source.path.clone()),
                 _ => None,
