@@ -104,7 +104,7 @@ fn start(bed: &Bed, folder: &Path, script: &str) -> Guest {
         words: "mitigations=off",
     };
     let share = folder.join("share");
-    let hardware = Hardware { cpu: CPU, memory: "2G", share: Some(&share) };
+    let hardware = Hardware { cpu: CPU, memory: "5G", share: Some(&share) };
     Guest::start_on(bed, folder, &machine, &hardware)
 }
 

@@ -62,8 +62,7 @@ pub enum PauseError {
     Ended,
     /// It runs on.
     #[error(
-        "a vCPU did not come out of the guest in time, since it waits for a device's server: the guest runs \
-         on; look at the host, and try again"
+        "a vCPU did not come out of the guest in time, since it waits for a device's server; the guest runs on"
     )]
     Slow,
 }

@@ -168,7 +168,14 @@ fn boot(config: &Config) -> (Vec<Finding>, Option<&'static str>) {
     let mut errors = Vec::new();
     let image = &config.guest.image;
     let mut kind = None;
-    if !image.is_file() {
+    if image.is_file() {
+        match File::open(image) {
+            Ok(file) => kind = image_kind(&file),
+            Err(e) => {
+                errors.push(finding("guest.image", format!("{}: {e}", image.display())));
+            }
+        }
+    } else {
         errors.push(finding(
             "guest.image",
             format!(
@@ -177,13 +184,6 @@ fn boot(config: &Config) -> (Vec<Finding>, Option<&'static str>) {
                 image.display()
             ),
         ));
-    } else {
-        match File::open(image) {
-            Ok(file) => kind = image_kind(&file),
-            Err(e) => {
-                errors.push(finding("guest.image", format!("{}: {e}", image.display())));
-            }
-        }
     }
     if let Some(initrd) = &config.guest.initrd {
         if !initrd.is_file() {

@@ -55,18 +55,18 @@ fn wait(child: &mut Child, stop: &Stop) -> anyhow::Result<ExitStatus> {
             return Err(error);
         }
     };
-    loop {
+    let asked = loop {
         let mut fds = [PollFd::new(&ended, PollFlags::IN), PollFd::new(stop, PollFlags::IN)];
         match poll(&mut fds, None) {
-            Err(rustix::io::Errno::INTR) => continue,
-            // For want of memory only.
-            Err(_) => break,
-            Ok(_) if fds[0].revents().is_empty() => {}
-            Ok(_) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            // A poll of valid descriptors fails for want of memory only: end what takes it.
+            Err(_) => break true,
+            Ok(_) => break fds[0].revents().is_empty(),
         }
+    };
+    if asked {
         // Fails where it has just ended.
         let _ = kill_process(pid, Signal::TERM);
-        break;
     }
     child.wait().context("cannot wait for the guest's process")
 }

@@ -91,11 +91,13 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<()> {
     });
     match ended {
         Ok(ExitReason::Reset) if options.one_life => std::process::exit(RESET.into()),
-        Ok(ExitReason::GuestExit(0)) => Ok(()),
-        Ok(reason @ (ExitReason::GuestExit(_) | ExitReason::Error(_))) => {
-            Err(anyhow::anyhow!("{reason}"))
-        }
-        Ok(ExitReason::Shutdown | ExitReason::Reset | ExitReason::Stopped) => Ok(()),
+        Ok(
+            ExitReason::GuestExit(0)
+            | ExitReason::Shutdown
+            | ExitReason::Reset
+            | ExitReason::Stopped,
+        ) => Ok(()),
+        Ok(reason) => Err(anyhow::anyhow!("{reason}")),
         Err(error) => {
             let exit_code = failure::exit_code(&error);
             events.say(&GuestEvent::Failed { error: format!("{error:#}"), exit_code });

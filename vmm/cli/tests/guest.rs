@@ -389,6 +389,47 @@ fn a_socket_in_use_is_refused_and_a_dead_one_replaced() {
 }
 
 #[test]
+fn a_picture_is_asked_of_the_guests_host() {
+    let test = "a_picture_is_asked_of_the_guests_host";
+    if !kvm_or_skip(test) {
+        return;
+    }
+    let Some(image) = std::env::var_os("BEAMLINE_GUEST").filter(|p| Path::new(p).is_file()) else {
+        println!("skip: {test}: no guest image; `make guest` builds it, BEAMLINE_GUEST names it");
+        return;
+    };
+    let device = |function: &str| {
+        format!("[[device]]\ntype = \"vfio-user\"\nsocket = \"run/vr-{function}.sock\"\n")
+    };
+    let guest = GUEST.replace("8M", "32M").replace("count = 2", "count = 1");
+    let guest = guest.replace("\"image\"", &format!("{image:?}\ncmdline = \"scene=vr\""));
+    let folder = folder_with(&format!("{guest}{}{}", device("pacer"), device("gpu")));
+    let folder = folder.path();
+    let host = "run_dir = \"run\"\n[gpu]\nbackend = \"model\"\n[[slice]]\nname = \"vr\"\nwidth = 512\n\
+                height = 288\n[slice.contract]\nrefresh_hz = \"90\"\nclass = \"reserved\"\nbudget_ms = 2.2\n\
+                max_job_ms = 3.0\nlate_latch = { window_ms = 1.2, budget_ms = 0.6 }\n";
+    std::fs::write(folder.join("host.toml"), host).unwrap();
+    let mut child =
+        beamline(&["host", "host.toml"], folder).stdout(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap());
+    let mut ready = String::new();
+    said.read_line(&mut ready).unwrap();
+    let host = Running { child, lines: said.lines() };
+    let guest = Running::start(&[], folder);
+    let display = asked(&["show"], folder)["display"].clone();
+    assert_eq!(display["slice"], "vr");
+    assert!(Path::new(display["host"].as_str().unwrap()).is_absolute(), "{display}");
+    // The model of a GPU draws nothing: what is shown here is that the host is asked.
+    let (code, text) = failure(&["guest", "--api", SOCKET, "screenshot"], folder);
+    assert!(code == Some(2) && text.contains("presented nothing"), "{text}");
+    asked(&["stop"], folder);
+    assert_eq!(guest.ends().0, Some(0));
+    drop(host);
+    let (code, text) = failure(&["guest", "--api", SOCKET, "screenshot"], folder);
+    assert!(code == Some(2) && text.contains(SOCKET), "{text}");
+}
+
+#[test]
 fn check_says_what_a_file_makes_and_what_is_in_the_way() {
     let disks = "[[device]]\ntype = \"virtio-blk\"\npath = \"a.img\"\n\
                  [[device]]\ntype = \"virtio-blk\"\npath = \"link.img\"\n\

@@ -147,14 +147,22 @@ fn one(kind: KindJson, act: &ActJson, to: &mut Vec<Event>) -> Result<(), (String
     match (kind, act) {
         (_, ActJson::Tap(keys)) => {
             let codes = chord(kind, keys)?;
-            codes.iter().for_each(|code| report(&[key(*code, true)]));
-            codes.iter().rev().for_each(|code| report(&[key(*code, false)]));
+            for code in &codes {
+                report(&[key(*code, true)]);
+            }
+            for code in codes.iter().rev() {
+                report(&[key(*code, false)]);
+            }
         }
         (_, ActJson::Down(keys)) => {
-            chord(kind, keys)?.iter().for_each(|code| report(&[key(*code, true)]));
+            for code in chord(kind, keys)? {
+                report(&[key(code, true)]);
+            }
         }
         (_, ActJson::Up(keys)) => {
-            chord(kind, keys)?.iter().rev().for_each(|code| report(&[key(*code, false)]));
+            for code in chord(kind, keys)?.into_iter().rev() {
+                report(&[key(code, false)]);
+            }
         }
         (KindJson::Keyboard, ActJson::Text(text)) => {
             if text.len() > MOST {

@@ -165,10 +165,9 @@ impl Guest {
     }
 
     fn balloon(&self) -> Result<&Target, Refused> {
-        let controls = (0..self.config.devices.len()).filter_map(|i| self.control.control(i));
+        let mut controls = (0..self.config.devices.len()).filter_map(|i| self.control.control(i));
         controls
-            .filter_map(|c| if let Control::Balloon(target) = c { Some(target) } else { None })
-            .next()
+            .find_map(|c| if let Control::Balloon(target) = c { Some(target) } else { None })
             .ok_or_else(|| missing("balloon", "add a [[device]] of type \"virtio-balloon\""))
     }
 

@@ -12,21 +12,21 @@ use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
-  beamline guest new --kind gaming --disk game.img -o game.toml     a file to start from
-  beamline run game.toml --check                                    what it makes, and what is missing
-  beamline run game.toml --api game/api.sock                        run it
-  beamline guest show --api game/api.sock                           what it is, and what it is doing
-  beamline guest pause --api game/api.sock                          no vCPU runs until `resume`
+  beamline guest new --kind gaming --disk game.img -o game.toml   a file to start from
+  beamline run game.toml --check                                  look at it, start nothing
+  beamline run game.toml --api game/api.sock                      run it
+  beamline guest show --api game/api.sock                         what it is and does
+  beamline guest pause --api game/api.sock                        until `resume`
   beamline guest type --api game/api.sock --enter 'systemctl poweroff'
   beamline guest key --api game/api.sock ctrl+alt+delete
   beamline guest screenshot --api game/api.sock --out now.png
-  beamline guest balloon --api game/api.sock 1G                     ask for 1 GiB of its memory
-  beamline guest power-button --api game/api.sock                   a guest that listens shuts down
-  beamline guest stop --api game/api.sock                           end it at once
-  beamline guest schema > guest.schema.json                         for editors that complete TOML
+  beamline guest balloon --api game/api.sock 1G                   ask for 1 GiB of its memory
+  beamline guest power-button --api game/api.sock                 it shuts down, if it listens
+  beamline guest stop --api game/api.sock                         end it at once
+  beamline guest schema > guest.schema.json                       for editors
 
-Exit codes: 0 done; 1 the guest or its host could not do it; 2 refused, or nobody answers at the socket.
-docs/guest.md describes the file, the API behind these commands, and the events of `beamline run --json`.";
+Exit codes: 0 done; 1 the guest or its host could not do it; 2 refused, or nobody answers there.
+docs/guest.md describes the file, the API behind these commands, and `beamline run --json`.";
 
 /// What is asked of a guest.
 #[derive(clap::Args)]

@@ -97,18 +97,15 @@ fn text(kind: Kind, name: Option<&str>, disk: Option<&str>) -> anyhow::Result<St
         )));
     }
     let own_disk = format!("{old}.img");
+    let disk = disk.map_or_else(|| format!("{name}.img"), str::to_owned);
     let line = |line: &str| {
-        if let ("name", value) | ("path", value) = line.split_once(" = ").unwrap_or_default()
-            && !value.is_empty()
-        {
-            let (key, value) = if line.starts_with("name") {
-                ("name", name.to_owned())
-            } else {
-                ("path", disk.map_or_else(|| format!("{name}.img"), str::to_owned))
-            };
-            return format!("{key} = {}", toml::Value::String(value));
+        // A value goes in as TOML has it, whatever it holds.
+        match line.split_once(" = ") {
+            Some(("name", _)) => return format!("name = {}", toml::Value::from(name)),
+            Some(("path", _)) => return format!("path = {}", toml::Value::from(disk.as_str())),
+            _ => {}
         }
-        line.replace(&own_disk, disk.unwrap_or(&format!("{name}.img")))
+        line.replace(&own_disk, &disk)
             .replace(&format!("run/{old}-"), &format!("run/{name}-"))
             .replace(&format!("{old}/api"), &format!("{name}/api"))
             .replace(&format!("{old}0"), &format!("{name}0"))
