@@ -24,7 +24,8 @@ pub(crate) struct Machine {
     sci: bool,
     pub(crate) platform: Platform,
     /// RAM outlives everything that refers to it.
-    _ram: GuestRam,
+    #[cfg_attr(not(test), expect(dead_code, reason = "dropping it is all that it is for"))]
+    ram: GuestRam,
 }
 
 /// The machine, as its vCPUs share it.
@@ -57,7 +58,7 @@ impl Machine {
             start: Instant::now(),
             sci: false,
             platform,
-            _ram: ram,
+            ram,
         }
     }
 
@@ -104,7 +105,7 @@ impl Machine {
     /// The guest's RAM.
     #[cfg(test)]
     pub(crate) fn memory(&self) -> vm_memory::GuestMemoryMmap {
-        self._ram.memory().clone()
+        self.ram.memory().clone()
     }
 
     /// Someone pressed the power button.
