@@ -152,18 +152,23 @@ fn input(client: &Client, device: KindJson, acts: Vec<ActJson>) -> anyhow::Resul
 /// Types on the serial port, which takes as much as the guest leaves room for.
 fn type_serial(client: &Client, text: &str) -> anyhow::Result<Value> {
     let mut rest = text;
-    for _ in 0..TRIES {
+    let mut tries = 0;
+    while tries < TRIES {
         // Far less than the longest body, and whole characters.
         let piece = &rest[..rest.floor_char_boundary(4096)];
         let asked = body(&SerialJson { text: piece.to_owned() })?;
         let heard = client.ask("POST", "/v1/guest/serial", Some(&asked))?;
         let TakenJson { taken } = client::read(&heard)?;
         // Part of a character is sent again whole: text on a serial port is ASCII almost always.
-        rest = &rest[rest.floor_char_boundary(taken.min(rest.len()))..];
+        let done = piece.floor_char_boundary(taken);
+        rest = &rest[done..];
         if rest.is_empty() {
             return Ok(json!({ "taken": text.len() }));
         }
-        std::thread::sleep(Duration::from_millis(100));
+        if done < piece.len() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        tries = if done == 0 { tries + 1 } else { 0 };
     }
     Err(refused(format!("the guest does not read its serial port: {} bytes are left", rest.len())))
 }
