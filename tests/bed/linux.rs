@@ -113,7 +113,7 @@ pub(crate) fn start_with(bed: &Bed, folder: &Path, script: &str, devices: Vec<St
     let machine =
         Machine { script, programs: &[], devices, iommu: Iommu::None, words: "mitigations=off" };
     let share = folder.join("share");
-    let hardware = Hardware { cpu: CPU, memory: "2G", share: Some(&share), arguments: vec![] };
+    let hardware = Hardware { cpu: CPU, memory: "5G", share: Some(&share), arguments: vec![] };
     Guest::start_on(bed, folder, &machine, &hardware)
 }
 

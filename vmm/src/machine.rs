@@ -24,7 +24,8 @@ pub(crate) struct Machine {
     sci: bool,
     pub(crate) platform: Platform,
     /// RAM outlives everything that refers to it.
-    _ram: GuestRam,
+    #[cfg_attr(not(test), expect(dead_code, reason = "dropping it is all that it is for"))]
+    ram: GuestRam,
 }
 
 /// The machine, as its vCPUs share it.
@@ -57,7 +58,7 @@ impl Machine {
             start: Instant::now(),
             sci: false,
             platform,
-            _ram: ram,
+            ram,
         }
     }
 
@@ -99,6 +100,12 @@ impl Machine {
     /// A write of guest-physical memory that is not RAM.
     pub(crate) fn mmio_write(&mut self, at: u64, data: &[u8]) {
         self.bus.mmio_write(&mut self.platform, at, data);
+    }
+
+    /// The guest's RAM.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> vm_memory::GuestMemoryMmap {
+        self.ram.memory().clone()
     }
 
     /// Someone pressed the power button.

@@ -12,6 +12,7 @@ use crate::acpi::{self, AcpiError, Board};
 use crate::boot::{self, BootError};
 use crate::clock;
 use crate::config::{Config, Device, Vcpus};
+use crate::control::GuestControl;
 use crate::cpuid::Seat;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
 use crate::devices::virtio;
@@ -28,18 +29,15 @@ use crate::pci::{Bus, PciFunction, Wiring};
 use crate::platform::{Platform, PlatformError};
 use crate::probe::{self, KvmKind};
 use crate::turn;
-use crate::vcpu::{self, ExitCounters, Exits, GuestError, VcpuError};
+use crate::vcpu::{self, ExitCounters, GuestError, VcpuError};
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::VcpuFd;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 use vmm_sys_util::errno;
 
 /// Three pages that Intel's KVM needs somewhere, outside RAM and the PCI window.
 const TSS: usize = 0xfffb_d000;
-/// How long a stopped guest's threads may take before its functions are cut off.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a guest cannot be built or started.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +101,7 @@ pub enum ExitReason {
     Reset,
     /// It failed.
     Error(GuestError),
-    /// [`VmHandle::stop`].
+    /// [`GuestControl::stop`].
     Stopped,
 }
 
@@ -126,7 +124,7 @@ pub struct Vm {
     vcpus: Vec<VcpuFd>,
     machine: SharedMachine,
     cutters: Vec<Cutter>,
-    controls: Vec<(usize, virtio::Control)>,
+    holds: Vec<(usize, virtio::Hold)>,
 }
 
 impl Vm {
@@ -157,30 +155,29 @@ impl Vm {
     /// Runs the guest, each vCPU on a thread of its own.
     pub fn start(self) -> Result<VmHandle, VmError> {
         kick::install().map_err(|source| VmError::Refused { what: "the vCPUs' signal", source })?;
-        let Self { name, placement, vcpus, machine, cutters, controls } = self;
+        let Self { name, placement, vcpus, machine, cutters, holds } = self;
         let life = Arc::new(Life::new(vcpus.len()));
         let machine = Arc::new(machine);
-        let mut handle = VmHandle {
-            life: Arc::clone(&life),
-            machine: Arc::downgrade(&machine),
-            exits: Vec::with_capacity(vcpus.len()),
+        let exits: Vec<_> = vcpus.iter().map(|_| Arc::new(ExitCounters::default())).collect();
+        let guest = GuestControl::new(
+            Arc::clone(&life),
+            Arc::downgrade(&machine),
+            exits.clone(),
             cutters,
-            controls,
-            threads: Vec::with_capacity(vcpus.len()),
-        };
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let exits = Arc::new(ExitCounters::default());
-            handle.exits.push(Arc::clone(&exits));
+            holds,
+        );
+        let mut handle = VmHandle { guest, threads: Vec::with_capacity(vcpus.len()) };
+        for (index, (vcpu, exits)) in vcpus.into_iter().zip(exits).enumerate() {
             let held = Held { vcpu, machine: Arc::clone(&machine), exits };
-            let (life, placement) = (Arc::clone(&life), placement.clone());
+            let (own, placement) = (Arc::clone(&life), placement.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}/{name}"))
-                .spawn(move || run_vcpu(&life, &placement, index, held));
+                .spawn(move || run_vcpu(&own, &placement, index, held));
             match thread {
                 Ok(thread) => handle.threads.push(thread),
                 Err(source) => {
                     // Dropping the handle stops the others.
-                    handle.life.abandon(index);
+                    life.abandon(index);
                     return Err(VmError::Os { what: "a vCPU's thread", source });
                 }
             }
@@ -202,7 +199,7 @@ fn run_vcpu(life: &Life, placement: &Vcpus, index: usize, held: Held) {
     // Dropped before the thread has left: the last one to leave drops the machine.
     let mut held = held;
     let reason = match turn::place(placement, index as u32) {
-        Ok(()) => vcpu::run(&mut held.vcpu, &held.machine, &held.exits, life.stop()),
+        Ok(()) => vcpu::run(&mut held.vcpu, &held.machine, &held.exits, life),
         Err(e) => ExitReason::Error(e),
     };
     seated.ends(reason);
@@ -218,7 +215,7 @@ struct Builder {
     serial: SerialPort,
     platform: Platform,
     cutters: Vec<Cutter>,
-    controls: Vec<(usize, virtio::Control)>,
+    holds: Vec<(usize, virtio::Hold)>,
     tsc: clock::TscOffset,
 }
 
@@ -256,8 +253,8 @@ impl Builder {
         // KVM keeps the vCPUs' counters together.
         let tsc = vcpus.first().map_or_else(Default::default, clock::tsc_offset);
         let bus = Bus::new(windows);
-        let (name, cutters, controls) = (guest.name, Vec::new(), Vec::new());
-        Ok(Self { name, placement, ram, vcpus, bus, serial, platform, cutters, controls, tsc })
+        let (name, cutters, holds) = (guest.name, Vec::new(), Vec::new());
+        Ok(Self { name, placement, ram, vcpus, bus, serial, platform, cutters, holds, tsc })
     }
 
     fn attach(
@@ -279,78 +276,37 @@ impl Builder {
         if let Some(built) = virtio::build(&self.name, index, device, &memory)? {
             tracing::debug!("{}: attached", built.function.label());
             self.bus.add(Box::new(built.function))?;
-            self.controls.extend(built.control.map(|control| (index, control)));
+            self.holds.push((index, built.hold));
         }
         Ok(())
     }
 
     fn finish(mut self) -> Result<Vm, VmError> {
         self.bus.place_bars()?;
-        let Self { name, placement, ram, vcpus, bus, serial, platform, cutters, controls, .. } =
-            self;
+        let Self { name, placement, ram, vcpus, bus, serial, platform, cutters, holds, .. } = self;
         let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram));
-        Ok(Vm { name, placement, vcpus, machine, cutters, controls })
+        Ok(Vm { name, placement, vcpus, machine, cutters, holds })
     }
 }
 
 /// A guest that was started. Dropping the handle stops the guest.
 pub struct VmHandle {
-    life: Arc<Life>,
-    machine: Weak<SharedMachine>,
-    exits: Vec<Arc<ExitCounters>>,
-    cutters: Vec<Cutter>,
-    controls: Vec<(usize, virtio::Control)>,
+    guest: GuestControl,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl VmHandle {
-    /// Waits until the guest has ended.
-    pub fn wait(&self) -> ExitReason {
-        // Without a limit, only the end ends the wait.
-        self.life.wait(None).unwrap_or(ExitReason::Stopped)
+    /// A second hold on the guest, which any thread may have. It does not keep the guest alive.
+    pub fn guest(&self) -> GuestControl {
+        self.guest.clone()
     }
+}
 
-    /// Waits until the guest has ended, at most for `limit`; `None`: it has not.
-    pub fn wait_timeout(&self, limit: Duration) -> Option<ExitReason> {
-        self.life.wait(Some(limit))
-    }
+impl std::ops::Deref for VmHandle {
+    type Target = GuestControl;
 
-    /// Asks the guest's threads to stop and returns at once. Any thread may call it, any number of times.
-    pub fn request_stop(&self) {
-        self.life.request_stop();
-    }
-
-    /// Stops the guest, if it has not ended, and waits for its threads.
-    pub fn stop(&self) -> ExitReason {
-        self.request_stop();
-        self.life.wait(Some(PATIENCE)).unwrap_or_else(|| {
-            // A vCPU waits for a server that does not answer.
-            self.cutters.iter().for_each(Cutter::cut);
-            self.wait()
-        })
-    }
-
-    /// What can be done with device number `index` of the configuration while the guest runs.
-    pub fn control(&self, index: usize) -> Option<&virtio::Control> {
-        self.controls.iter().find(|(i, _)| *i == index).map(|(_, control)| control)
-    }
-
-    /// Types `bytes` on the guest's serial port. Returns how many were taken: 4096 wait at most until the
-    /// guest reads them. A guest that has ended takes all.
-    pub fn type_in(&self, bytes: &[u8]) -> usize {
-        self.machine.upgrade().map_or(bytes.len(), |m| m.lock().serial.type_in(bytes))
-    }
-
-    /// Presses the power button: a guest that listens shuts down.
-    pub fn press_power_button(&self) {
-        if let Some(machine) = self.machine.upgrade() {
-            machine.lock().press_power_button();
-        }
-    }
-
-    /// How often the guest exited to this process so far.
-    pub fn exits(&self) -> Exits {
-        self.exits.iter().map(|e| e.read()).fold(Exits::default(), std::ops::Add::add)
+    fn deref(&self) -> &GuestControl {
+        &self.guest
     }
 }
 

@@ -30,6 +30,10 @@ pub(crate) fn vmm_set_up(config: &Config) -> anyhow::Result<()> {
     files.read.push(config.guest.image.clone());
     files.read.extend(config.guest.initrd.clone());
     files.devices.push("/dev/kvm".into());
+    if let Some(folder) = config.api.as_ref().and_then(|api| api.socket.parent()) {
+        // The socket is made and removed there.
+        files.sockets.push(self::folder(folder));
+    }
     let files = config.devices.iter().map(device).fold(files, Files::and);
     warn(restrict(&files, Keep::vmm_set_up()).map_err(classed)?);
     Ok(())
@@ -134,7 +138,7 @@ fn warn(enforced: Enforced) {
 }
 
 /// Makes a folder that is its owner's alone. Where that fails, whoever uses it says so.
-fn make_folder(path: &Path) {
+pub(crate) fn make_folder(path: &Path) {
     let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
 }
 

@@ -1,4 +1,4 @@
-//! What `beamline host` says on stdout: one JSON object per line.
+//! What `beamline host`, and `beamline run --json`, say on stdout: one JSON object per line.
 
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -43,6 +43,61 @@ pub(crate) struct SliceStats {
     pub(crate) late: u64,
 }
 
+/// One line of `beamline run --json`. A call that the sandbox forbids is told by its own handler:
+/// `{"event":"sandbox-violation","call":NAME,"number":NUMBER}`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub(crate) enum GuestEvent {
+    /// Its vCPUs run. After a reset it comes again.
+    Started {
+        guest: String,
+        pid: u32,
+        /// The socket of its API.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        api: Option<PathBuf>,
+    },
+    /// No vCPU runs.
+    Paused,
+    /// They run again.
+    Resumed,
+    /// Someone pressed its power button over the API.
+    PowerButton,
+    /// It was reset, by itself or over the API.
+    Reset,
+    /// It switched itself off.
+    PoweredOff,
+    /// It wrote this code to the exit port.
+    Exited { code: u32 },
+    /// It was stopped: by a signal, by a key, or over the API.
+    Stopped,
+    /// It could not start, or failed.
+    Failed {
+        error: String,
+        /// The command's.
+        exit_code: u8,
+    },
+}
+
+/// Where a guest's events go.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Events {
+    stdout: bool,
+}
+
+impl Events {
+    /// To stdout, or nowhere.
+    pub(crate) fn new(stdout: bool) -> Self {
+        Self { stdout }
+    }
+
+    /// Says one. A reader that has gone away ends no guest.
+    pub(crate) fn say(self, event: &GuestEvent) {
+        if self.stdout {
+            let _ = crate::output::json_line(event);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -55,5 +110,18 @@ mod tests {
         assert_eq!(line, r#"{"event":"stats","slices":[{"name":"vr","frames":9,"late":1}]}"#);
         assert_eq!(serde_json::from_str::<HostEvent>(&line).unwrap(), stats);
         assert_eq!(serde_json::to_string(&HostEvent::Drained).unwrap(), r#"{"event":"drained"}"#);
+    }
+
+    #[test]
+    fn a_guests_events_have_the_names_of_the_documentation() {
+        let started = GuestEvent::Started { guest: "vr".into(), pid: 7, api: None };
+        for (event, line) in [
+            (started, r#"{"event":"started","guest":"vr","pid":7}"#),
+            (GuestEvent::PoweredOff, r#"{"event":"powered-off"}"#),
+            (GuestEvent::Exited { code: 3 }, r#"{"event":"exited","code":3}"#),
+        ] {
+            assert_eq!(serde_json::to_string(&event).unwrap(), line);
+            assert_eq!(serde_json::from_str::<GuestEvent>(line).unwrap(), event);
+        }
     }
 }

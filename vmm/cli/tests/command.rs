@@ -134,7 +134,17 @@ fn check_finds_nothing_wrong_with_a_good_file_and_starts_nothing() {
     let guest = "[guest]\nname = \"vr\"\nimage = \"image\"\n[memory]\nsize = \"32M\"\n";
     let folder = folder_with(&[("guest.toml", guest), ("image", "any file")]);
     let out = output(&["run", "guest.toml", "--check"], folder.path());
-    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    let text = String::from_utf8_lossy(&out.stdout);
+    for word in ["guest vr", "32 MiB", "1 on any CPU", "neither a bzImage nor an ELF"] {
+        assert!(text.contains(word), "no {word} in {text}");
+    }
+    let kvm = beamline_vmm::probe::kvm();
+    if kvm.usable() {
+        assert_eq!(out.status.code(), Some(0), "{out:?}");
+    } else {
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(2) && err.contains("/dev/kvm"), "{out:?}");
+    }
 }
 
 #[test]
@@ -286,7 +296,7 @@ fn take_stdout(_of: &Child) -> std::process::ChildStdout {
 #[test]
 fn a_guest_without_a_host_says_what_to_start() {
     let Some(image) = guest_image("a_guest_without_a_host_says_what_to_start") else { return };
-    let folder = folder_with(&[("vr.toml", &guest_toml(&image, "none.sock", "none.sock"))]);
+    let folder = folder_with(&[("vr.toml", &guest_toml(&image, "none.sock", "none-gpu.sock"))]);
     let (code, text) = failure(&["run", "vr.toml"], folder.path());
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("none.sock") && text.contains("beamline host"), "{text}");

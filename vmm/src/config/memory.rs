@@ -1,6 +1,7 @@
 //! Section `[memory]`: how much RAM the guest has.
 
 use super::Wrong;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 const MIB: u64 = 1 << 20;
@@ -9,9 +10,12 @@ const MIN: u64 = 2 * MIB;
 /// Half of the addresses that the smallest hardware has: the rest is left to large BARs.
 const MAX: u64 = 256 << 30;
 
-#[derive(Deserialize)]
+/// The guest's RAM.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "memory")]
 pub(super) struct Raw {
+    /// A multiple of 2M from "2M" to "256G".
     size: String,
 }
 

@@ -1,10 +1,12 @@
 //! A guest's TOML file: read raw, then checked into types that cannot be wrong.
 
+mod api;
 mod devices;
 mod guest;
 mod memory;
 mod vcpus;
 
+pub use api::Api;
 pub use devices::{
     BlkDevice, ConsoleDevice, Device, InputDevice, InputKind, NetDevice, NetPort, VfioUserDevice,
     VsockDevice,
@@ -13,6 +15,7 @@ pub use guest::{Guest, OnReset};
 pub use memory::Memory;
 pub use vcpus::Vcpus;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -82,17 +85,23 @@ pub struct Config {
     pub vcpus: Vcpus,
     /// The `[[device]]` entries, in slot order.
     pub devices: Vec<Device>,
+    /// Section `[api]`, if it is there.
+    pub api: Option<Api>,
 }
 
-#[derive(Deserialize)]
+/// A guest of `beamline run`: what it boots, its memory, its CPUs and its devices.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "guest.toml")]
 struct Raw {
     guest: guest::Raw,
     memory: memory::Raw,
     #[serde(default)]
     vcpus: vcpus::Raw,
+    /// The functions on the guest's PCI bus, in slot order from 00:01.0 on.
     #[serde(default)]
     device: Vec<devices::Raw>,
+    api: Option<api::Raw>,
 }
 
 impl Config {
@@ -127,7 +136,13 @@ impl Config {
             memory: raw.memory.check()?,
             vcpus: raw.vcpus.check()?,
             devices: devices::check(raw.device, base)?,
+            api: raw.api.map(|api| api.check(base)).transpose()?,
         })
+    }
+
+    /// The JSON schema of a guest's file: its sections, their keys, and the values that those take.
+    pub fn schema() -> impl serde::Serialize {
+        schemars::schema_for!(Raw)
     }
 }
 

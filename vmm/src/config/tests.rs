@@ -82,6 +82,8 @@ fn each_wrong_value_names_file_key_and_remedy() {
         ("count = 1", "slice_us = 99", "vcpus.slice_us", "100 to"),
         ("run/vr-pacer.sock", "", "device[0].socket", "path"),
         ("= 20", "= 9999999", "device[1].timeout_ms", "600000"),
+        ("/run/vr-gpu.sock", "run/vr-pacer.sock", "device[1].socket", "one guest"),
+        ("[memory]", "[api]\nsocket = \"\"\n[memory]", "api.socket", "leave [api] out"),
     ] {
         let text = GOOD.replacen(from, to, 1);
         assert_ne!(text, GOOD, "{from} is in the file");
@@ -112,4 +114,13 @@ fn too_many_devices_are_refused() {
 fn a_missing_file_is_named() {
     let e = Config::load(Path::new("/nonexistent/vr.toml")).unwrap_err();
     assert!(e.to_string().contains("/nonexistent/vr.toml"));
+}
+
+#[test]
+fn an_api_socket_is_relative_to_the_files_folder() {
+    let with =
+        |socket: &str| GOOD.replace("[memory]", &format!("[api]\nsocket = \"{socket}\"\n[memory]"));
+    assert_eq!(parse(GOOD).unwrap().api, None);
+    assert_eq!(parse(&with("vr.sock")).unwrap().api, Some(Api { socket: "etc/vr.sock".into() }));
+    assert!(message(&with(&"x".repeat(108))).contains("api.socket: "));
 }

@@ -1,6 +1,7 @@
 //! Section `[vcpus]`: how many, and where they run.
 
 use super::Wrong;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Host CPU numbers below this can be named (glibc's `CPU_SETSIZE`).
@@ -10,15 +11,21 @@ pub(crate) const MAX_COUNT: u32 = 64;
 /// Time slices that Linux takes, in µs.
 const SLICES_US: std::ops::RangeInclusive<u32> = 100..=100_000;
 
-#[derive(Deserialize)]
+/// The guest's virtual CPUs.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "vcpus")]
 pub(super) struct Raw {
+    /// 1 to 64.
     #[serde(default = "one")]
     count: u32,
+    /// Host CPUs that they may run on. As many as there are vCPUs: one each.
     #[serde(default)]
     cpus: Option<Vec<u32>>,
+    /// -20, most urgent, to 19; below 0 takes CAP_SYS_NICE.
     #[serde(default)]
     nice: i32,
+    /// Time slice in microseconds, 100 to 100000: the shorter, the sooner a vCPU gets its turn.
     slice_us: Option<u32>,
 }
 

@@ -1,13 +1,18 @@
 //! `type = "virtio-input"`: a keyboard, mouse, tablet or gamepad.
 
 use super::{Entry, Wrong};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
 
-#[derive(Deserialize)]
+/// An input device: one of its two keys.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "virtio-input")]
 pub(in crate::config) struct Raw {
+    /// "keyboard", "mouse", "tablet" or "gamepad": its events come over the API.
     kind: Option<String>,
+    /// The host's event device, such as /dev/input/event0.
     evdev: Option<PathBuf>,
 }
 

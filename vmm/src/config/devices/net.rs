@@ -2,14 +2,20 @@
 
 use super::{Device, Entry, Wrong};
 use crate::devices::virtio::net::{Mac, MacError, tap};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
 
-#[derive(Deserialize)]
+/// A network card.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "virtio-net")]
 pub(in crate::config) struct Raw {
+    /// The name of a tap; without it one is made.
     tap: Option<String>,
+    /// The socket of a vhost-user server, such as passt, in place of a tap.
     vhost_user: Option<PathBuf>,
+    /// The card's address; without it one that is derived from the guest's name.
     mac: Option<String>,
 }
 

@@ -126,6 +126,7 @@ fn what_there_can_be_one_of_is_there_once() {
         ("type = \"virtio-net\"\ntap = \"vr0\"", "tap"),
         ("type = \"virtio-net\"\nvhost_user = \"s\"", "vhost_user"),
         ("type = \"virtio-blk\"\npath = \"a\"", "path"),
+        ("type = \"vfio-user\"\nsocket = \"vr-gpu.sock\"", "socket"),
     ] {
         let message = parse(&format!("[[device]]\n{device}\n").repeat(2)).expect_err(device);
         assert!(message.contains(&format!("device[1].{key}: ")), "{message}");

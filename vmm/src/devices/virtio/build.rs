@@ -10,7 +10,7 @@ use super::net::{Mac, Net};
 use super::rng::Rng;
 use super::vhost::user::{ConnectError, VhostUser};
 use super::vsock::{VhostVsock, Vsock, VsockError};
-use super::{DeviceError, DeviceModel, Transport};
+use super::{DeviceError, DeviceModel, Shared, Transport};
 use crate::config::{BlkDevice, Device, InputDevice, InputKind, NetDevice, NetPort};
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
@@ -50,12 +50,36 @@ pub enum Control {
     Balloon(Target),
 }
 
+/// What a device has done since the guest was built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Interrupts that it sent.
+    pub interrupts: u64,
+    /// It cannot go on before its driver resets it.
+    pub broken: bool,
+}
+
+/// The hold that this process has on a device while its guest runs.
+#[derive(Clone)]
+pub struct Hold {
+    /// What can be done with it.
+    pub control: Option<Control>,
+    shared: Arc<Shared>,
+}
+
+impl Hold {
+    /// What it has done so far.
+    pub fn activity(&self) -> Activity {
+        Activity { interrupts: self.shared.interrupts(), broken: self.shared.is_broken() }
+    }
+}
+
 /// A device's function, and the hold that this process has on it.
 pub struct Built {
     /// For the bus.
     pub function: Transport,
-    /// What can be done with it.
-    pub control: Option<Control>,
+    /// For whoever runs the guest.
+    pub hold: Hold,
 }
 
 /// The function of the guest's device number `index`, in front of `memory`; `None` for a device that
@@ -106,7 +130,8 @@ pub fn build(
         }
     };
     let function = Transport::new(label, model, Arc::clone(memory))?;
-    Ok(Some(Built { function, control }))
+    let hold = Hold { control, shared: function.shared() };
+    Ok(Some(Built { function, hold }))
 }
 
 fn input(device: &InputDevice) -> Result<Input, BuildError> {

@@ -32,7 +32,7 @@ mod guest_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use build::{BuildError, Built, Control, build};
+pub use build::{Activity, BuildError, Built, Control, Hold, build};
 pub use chain::{Chain, Fault, Segment};
 pub use queue::VirtQueue;
 pub use shared::Shared;
