@@ -33,7 +33,7 @@ set +e
 ";
 
 /// The inner guest's first process. What it says goes to the serial port.
-const INIT: &str = r#"#!/bin/busybox sh
+pub(crate) const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -50,7 +50,7 @@ done
 
 /// The folder that the outer guest sees: the command with its libraries, the kernel, the inner guest's
 /// initrd and configurations.
-fn share(bed: &Bed, folder: &Path, init: &str, files: &[(&str, &str)]) {
+pub(crate) fn share(bed: &Bed, folder: &Path, init: &str, files: &[(&str, &str)]) {
     std::fs::create_dir(folder).unwrap();
     put(&bed.beamline, &folder.join("beamline"));
     put(&bed.kernel, &folder.join("vmlinuz"));
@@ -81,7 +81,7 @@ fn libraries(program: &Path) -> Vec<std::path::PathBuf> {
 }
 
 /// The inner guest's configuration: `init` is its first process, `memory` its RAM.
-fn config(memory: &str, more: &str) -> String {
+pub(crate) fn config(memory: &str, more: &str) -> String {
     format!(
         "[guest]\nname = \"inner\"\nimage = \"vmlinuz\"\ninitrd = \"initrd\"\n\
          cmdline = \"console=ttyS0 panic=-1 quiet rdinit=/inner\"\n\
@@ -90,7 +90,7 @@ fn config(memory: &str, more: &str) -> String {
 }
 
 /// Runs `script` in the outer guest; everything that both have said.
-fn run(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
+pub(crate) fn run(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
     start(bed, folder, &format!("{OUTER}{script}")).finish()
 }
 
@@ -109,7 +109,7 @@ fn start(bed: &Bed, folder: &Path, script: &str) -> Guest {
 }
 
 /// The lines of the inner guest that start with `start`, without that.
-fn inner<'a>(said: &'a [String], start: &str) -> Vec<&'a str> {
+pub(crate) fn inner<'a>(said: &'a [String], start: &str) -> Vec<&'a str> {
     said.iter().filter_map(|line| line.strip_prefix(INNER)?.strip_prefix(start)).collect()
 }
 

@@ -8,13 +8,14 @@
 //! `Built` is [`Vm`], the rest [`VmHandle`]. The vCPUs' threads own the machine; the handle shares with them
 //! their state, a flag and counters, and reaches the machine only for as long as they run it.
 
-use crate::acpi::{self, AcpiError, Board};
+use crate::acpi::{self, AcpiError, Board, Translation};
 use crate::boot::{self, BootError};
 use crate::clock;
 use crate::config::{Config, Device, Vcpus};
 use crate::cpuid::Seat;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
-use crate::devices::virtio;
+use crate::devices::virtio::iommu::{Iommu, View};
+use crate::devices::virtio::{self, Transport};
 use crate::interrupt::Gsi;
 use crate::kick;
 use crate::life::{Life, Seated};
@@ -136,8 +137,8 @@ impl Vm {
     }
 
     /// Builds the guest; its output goes to `console`.
-    pub fn with_console(mut config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
-        let devices = std::mem::take(&mut config.devices);
+    pub fn with_console(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+        let devices = config.devices.clone();
         let mut builder = Builder::new(config, console)?;
         for (index, device) in devices.iter().enumerate() {
             let Device::VfioUser(device) = device else {
@@ -220,11 +221,24 @@ struct Builder {
     cutters: Vec<Cutter>,
     controls: Vec<(usize, virtio::Control)>,
     tsc: clock::TscOffset,
+    /// What is behind the IOMMU, by endpoint, where there is one.
+    views: Option<Vec<(u32, Box<dyn View>)>>,
+}
+
+/// The IOMMU that the configuration asks for: it comes behind all devices, of which those are behind it that
+/// other processes serve. The others keep to guest-physical addresses.
+fn translation(config: &Config) -> Option<Translation> {
+    let slots = (1u8..).zip(&config.devices);
+    config.iommu.enabled.then(|| Translation {
+        slot: config.devices.len() as u8 + 1,
+        behind: slots.filter(|(_, d)| matches!(d, Device::VfioUser(_))).map(|(s, _)| s).collect(),
+    })
 }
 
 impl Builder {
     fn new(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
         let refused = |what| move |source| VmError::Refused { what, source };
+        let iommu = translation(&config);
         let Config { guest, memory, vcpus: placement, .. } = config;
         let kvm = probe::open().map_err(VmError::Kvm)?;
         let vm = kvm.create_vm().map_err(refused("a virtual machine"))?;
@@ -235,7 +249,8 @@ impl Builder {
         vm.create_pit2(pit).map_err(refused("the timer"))?;
         let ram = GuestRam::new(memory.size)?;
         let windows = Windows::beside(ram.end());
-        let rsdp = acpi::write(&ram, &Board { vcpus: placement.count, windows })?;
+        let views = iommu.is_some().then(Vec::new);
+        let rsdp = acpi::write(&ram, &Board { vcpus: placement.count, windows, iommu })?;
         let start = boot::load(&ram, &guest, Some(rsdp))?;
         let host = vcpu::host_cpuid(&kvm)?;
         let mut vcpus = Vec::new();
@@ -255,9 +270,23 @@ impl Builder {
         platform.attach_irqfd(serial.interrupt(), Gsi::pin(serial::IRQ))?;
         // KVM keeps the vCPUs' counters together.
         let tsc = vcpus.first().map_or_else(Default::default, clock::tsc_offset);
+        let (label, clock::TscOffset(offset)) = (&guest.name, tsc);
+        tracing::info!("{label}: the guest's TSC is the host's plus {}", offset as i64);
         let bus = Bus::new(windows);
         let (name, cutters, controls) = (guest.name, Vec::new(), Vec::new());
-        Ok(Self { name, placement, ram, vcpus, bus, serial, platform, cutters, controls, tsc })
+        Ok(Self {
+            name,
+            placement,
+            ram,
+            vcpus,
+            bus,
+            serial,
+            platform,
+            cutters,
+            controls,
+            tsc,
+            views,
+        })
     }
 
     fn attach(
@@ -266,10 +295,24 @@ impl Builder {
         link: Box<dyn crate::passthrough::link::Link>,
         cutter: Cutter,
     ) -> Result<(), VmError> {
-        let function = VfioUser::attach(label, link, &self.ram, self.tsc)?;
+        let (function, view) = VfioUser::attach(label, link, &self.ram, self.tsc)?;
         tracing::debug!("{}: attached", function.label());
-        self.bus.add(Box::new(function))?;
+        let slot = self.bus.add(Box::new(function))?;
         self.cutters.push(cutter);
+        if let Some(views) = &mut self.views {
+            // An endpoint has the number of its function: device and function of bus 0.
+            views.push(((slot as u32) << 3, Box::new(view)));
+        }
+        Ok(())
+    }
+
+    /// The IOMMU, in front of what was attached before.
+    fn attach_iommu(&mut self) -> Result<(), VmError> {
+        let Some(views) = self.views.take() else { return Ok(()) };
+        let memory = Arc::new(self.ram.memory().clone());
+        let function = Transport::new("iommu".to_owned(), Box::new(Iommu::new(views)), memory)
+            .map_err(virtio::BuildError::Device)?;
+        self.bus.add(Box::new(function))?;
         Ok(())
     }
 
@@ -285,6 +328,7 @@ impl Builder {
     }
 
     fn finish(mut self) -> Result<Vm, VmError> {
+        self.attach_iommu()?;
         self.bus.place_bars()?;
         let Self { name, placement, ram, vcpus, bus, serial, platform, cutters, controls, .. } =
             self;

@@ -2,6 +2,7 @@
 
 mod devices;
 mod guest;
+mod iommu;
 mod memory;
 mod vcpus;
 
@@ -10,6 +11,7 @@ pub use devices::{
     VsockDevice,
 };
 pub use guest::{Guest, OnReset};
+pub use iommu::Iommu;
 pub use memory::Memory;
 pub use vcpus::Vcpus;
 
@@ -82,6 +84,8 @@ pub struct Config {
     pub vcpus: Vcpus,
     /// The `[[device]]` entries, in slot order.
     pub devices: Vec<Device>,
+    /// Section `[iommu]`.
+    pub iommu: Iommu,
 }
 
 #[derive(Deserialize)]
@@ -93,6 +97,8 @@ struct Raw {
     vcpus: vcpus::Raw,
     #[serde(default)]
     device: Vec<devices::Raw>,
+    #[serde(default)]
+    iommu: iommu::Raw,
 }
 
 impl Config {
@@ -122,11 +128,13 @@ impl Config {
     }
 
     fn check(raw: Raw, base: &Path) -> Result<Self, Wrong> {
+        let devices = devices::check(raw.device, base)?;
         Ok(Self {
             guest: raw.guest.check(base)?,
             memory: raw.memory.check()?,
             vcpus: raw.vcpus.check()?,
-            devices: devices::check(raw.device, base)?,
+            iommu: raw.iommu.check(&devices)?,
+            devices,
         })
     }
 }

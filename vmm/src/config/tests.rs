@@ -113,3 +113,19 @@ fn a_missing_file_is_named() {
     let e = Config::load(Path::new("/nonexistent/vr.toml")).unwrap_err();
     assert!(e.to_string().contains("/nonexistent/vr.toml"));
 }
+
+#[test]
+fn an_iommu_takes_a_slot() {
+    assert!(!parse(GOOD).unwrap().iommu.enabled);
+    let with = |devices: usize| {
+        let device = "[[device]]\ntype = \"virtio-rng\"\n".repeat(devices);
+        format!(
+            "[guest]\nname = \"vr\"\nimage = \"i\"\n[memory]\nsize = \"32M\"\n\
+             [iommu]\nenabled = true\n{device}"
+        )
+    };
+    assert!(parse(&with(30)).unwrap().iommu.enabled);
+    let text = message(&with(31));
+    assert!(text.contains("iommu.enabled") && text.contains("30 devices"), "{text}");
+    assert!(message(&with(1).replace("enabled", "on")).contains("on"));
+}

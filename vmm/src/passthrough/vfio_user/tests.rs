@@ -296,3 +296,18 @@ fn a_guest_uses_the_function() {
     assert_eq!(Probe::word(&probe.page, 0), PAGE_VALUE);
     assert_eq!(Probe::word(&probe.shared, 8), 0x5eed);
 }
+
+#[test]
+fn an_iommu_comes_behind_the_functions() {
+    if !kvm_or_skip("an_iommu_comes_behind_the_functions") {
+        return;
+    }
+    let (served, link, cutter) = Served::new();
+    let (mut config, _dir) = guest(&Asm::default());
+    config.iommu.enabled = true;
+    let mut vm = Vm::with_link(config, Box::new(Recorder::default()), link, cutter).unwrap();
+    let mut id = [0; 4];
+    vm.machine().bus.config_read(2, config::VENDOR_ID, &mut id);
+    assert_eq!(u32::from_le_bytes(id), 0x1057_1af4);
+    assert_eq!(served.probe.seen().maps, [(0, 4 << 20)], "all RAM before a driver comes");
+}

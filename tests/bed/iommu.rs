@@ -1,0 +1,171 @@
+//! The pacer and the vGPU, driven from the user space of a stock Linux kernel on Beamline's own VMM, behind its
+//! own IOMMU. Both kernels and the host run on one processor in software.
+
+use crate::bed::Bed;
+use crate::linux::{INIT, config, inner, run, share};
+use crate::pacer::judge;
+use crate::{archive, turn, words};
+use std::path::Path;
+
+/// How many vblanks are watched, and how often a run is repeated where the machine did not let the guest keep
+/// up.
+const VBLANKS: u64 = 300;
+const TRIES: u32 = 6;
+
+/// Where the inner guest's functions are: pacer and vGPU, then what is not behind the IOMMU, then the IOMMU.
+const PACER: &str = "0000:00:01.0";
+const VGPU: &str = "0000:00:02.0";
+const ENTROPY: &str = "0000:00:03.0";
+
+/// Has the kernel drive the IOMMU, and hands both functions to user space. Says what is in a group. A function
+/// whose IOMMU is not driven yet is bound later, by the kernel itself.
+fn bind() -> String {
+    format!(
+        "modprobe virtio_pci\nmodprobe virtio_iommu\n\
+         echo without: $(/beamline-guest pace 2>&1 | tr '\\n' ' ')\n\
+         modprobe vfio-pci\nmodprobe vfio_iommu_type1\n\
+         for at in {PACER} {VGPU}; do\n\
+             echo vfio-pci >/sys/bus/pci/devices/$at/driver_override\n\
+             echo $at >/sys/bus/pci/drivers_probe\n\
+         done\n\
+         for at in {PACER} {VGPU}; do\n\
+             try=0\n\
+             while [ ! -e /sys/bus/pci/devices/$at/driver ] && [ $try -lt 100 ]; do\n\
+                 sleep 0.1\n\
+                 try=$((try + 1))\n\
+             done\n\
+         done\n\
+         for at in {PACER} {VGPU} {ENTROPY}; do\n\
+             [ -e /sys/bus/pci/devices/$at/iommu_group ] && echo behind: $at\n\
+         done\n"
+    )
+}
+
+/// The slice's host, in the outer guest.
+fn host(hz: u32) -> String {
+    format!(
+        "run_dir = \"/run\"\n[gpu]\nbackend = \"model\"\n\
+         [[slice]]\nname = \"one\"\nwidth = 640\nheight = 480\nprofile = \"render\"\n\
+         [slice.contract]\nrefresh_hz = \"{hz}\"\nclass = \"elastic\"\nbudget_ms = 2.0\nmax_job_ms = 2.0\n"
+    )
+}
+
+/// What the inner guest says that does `script` behind an IOMMU.
+fn behind_our_iommu(bed: &Bed, folder: &Path, hz: u32, script: &str) -> Vec<String> {
+    let device = |function: &str| {
+        format!(
+            "[[device]]\ntype = \"vfio-user\"\nsocket = \"/run/one-{function}.sock\"\n\
+             timeout_ms = 60000\n"
+        )
+    };
+    let more = [
+        &device("pacer"),
+        &device("gpu"),
+        "[[device]]\ntype = \"virtio-rng\"\n[iommu]\nenabled = true\n",
+    ];
+    // One CPU: the processor in software has one, too.
+    let config = config("256M", &more.concat())
+        .replace("quiet", "quiet vfio_iommu_type1.allow_unsafe_interrupts=1")
+        .replace("count = 2", "count = 1");
+    let init = format!("{INIT}{}{script}poweroff -f\n", bind());
+    let at = folder.join("share");
+    share(bed, &at, &init, &[("host.toml", &host(hz)), ("linux.toml", &config)]);
+    let mut initrd = archive::Initramfs::on(&bed.initramfs).file("inner", init.as_bytes());
+    for program in ["beamline-guest", "beamline-pacer-probe", "beamline-frames-probe"] {
+        initrd = initrd.file(program, &bed.program(program));
+    }
+    std::fs::write(at.join("initrd"), initrd.finish()).unwrap();
+    let said = run(
+        bed,
+        folder,
+        "mkdir -p /run\n\
+         beamline host /share/host.toml &\n\
+         BEAMLINE_LOG=beamline_vmm=info beamline run /share/linux.toml\n\
+         echo ended: status=$?\n\
+         killall ld-linux-x86-64.so.2\n\
+         wait\n",
+    );
+    assert!(said.iter().any(|line| line == "ended: status=0"), "{said:#?}");
+    assert_eq!(inner(&said, "behind: "), [PACER, VGPU], "groups: {said:#?}");
+    said
+}
+
+fn every_vblank_is_seen_at(test: &str, hz: u32) {
+    let Some(bed) = Bed::ready(test) else { return };
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    // The serial port is slow: what is said goes there at the end.
+    let script = format!(
+        "try=0\n\
+         while [ $try -lt {TRIES} ]; do\n\
+             /beamline-pacer-probe {PACER} {VBLANKS} 60 >/probe.txt\n\
+             cat /probe.txt\n\
+             grep -q ' missed=0 ' /probe.txt && break\n\
+             try=$((try + 1))\n\
+         done\n\
+         /beamline-guest pace --json --count 20 >/pace.txt 2>&1\n\
+         sed 's/^/pace: /' /pace.txt\n\
+         echo clock: $(/beamline-guest clock --json)\n"
+    );
+    let said = behind_our_iommu(&bed, folder.path(), hz, &script);
+    let without = inner(&said, "without: ");
+    assert!(
+        without.iter().any(|line| line.contains("bound to no driver") && line.contains("vfio-pci")),
+        "it is said how to bind the pacer: {without:?}"
+    );
+    let probe: Vec<String> =
+        inner(&said, "probe: ").iter().map(|line| format!("probe: {line}")).collect();
+    judge(&probe, hz, VBLANKS);
+    // The program for people sees the same vblanks.
+    let pace: Vec<serde_json::Value> =
+        inner(&said, "pace: ").iter().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let period = &pace[1]["contract"]["period_ns"];
+    assert_eq!(
+        period[0].as_u64().unwrap() * u64::from(hz),
+        period[1].as_u64().unwrap() * 1_000_000_000
+    );
+    let numbers: Vec<u64> = pace.iter().filter_map(|line| line["vblank"].as_u64()).collect();
+    assert_eq!((numbers.len(), pace.len()), (20, 23), "{pace:#?}");
+    assert!(numbers.is_sorted_by(|a, b| a < b), "{numbers:?}");
+    clocks_agree(&said);
+}
+
+/// That the guest's counter, which is not its host's, maps to the host's time within the error that is stated.
+fn clocks_agree(said: &[String]) {
+    let offset =
+        said.iter().find_map(|line| line.split("the guest's TSC is the host's plus ").nth(1));
+    let offset: i64 = offset.expect("the VMM says how the counters differ").trim().parse().unwrap();
+    assert_ne!(offset, 0, "the counters differ");
+    let clock = inner(said, "clock: ");
+    let clock: serde_json::Value = serde_json::from_str(clock[0]).unwrap();
+    let number = |name: &str| clock[name].as_u64().unwrap();
+    assert!(number("outside_ns") <= number("error_ns"), "{clock}");
+    // Had the offset been left out, it would be far beyond what the brackets can hide.
+    let hidden = number("bracket_ns") + number("error_ns");
+    let by_offset = u128::from(offset.unsigned_abs()) * u128::from(number("tsc_mult")) >> 32;
+    assert!(by_offset > 10 * u128::from(hidden), "{offset} ticks: {clock}");
+}
+
+#[test]
+fn no_vblank_is_lost_behind_our_own_iommu_at_60_hz() {
+    every_vblank_is_seen_at("no_vblank_is_lost_behind_our_own_iommu_at_60_hz", 60);
+}
+
+#[test]
+fn no_vblank_is_lost_behind_our_own_iommu_at_90_hz() {
+    every_vblank_is_seen_at("no_vblank_is_lost_behind_our_own_iommu_at_90_hz", 90);
+}
+
+/// Rings, commands and answers are at addresses that only the IOMMU knows.
+#[test]
+fn frames_are_drawn_behind_our_own_iommu() {
+    let Some(bed) = Bed::ready("frames_are_drawn_behind_our_own_iommu") else { return };
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!("/beamline-frames-probe {PACER} {VGPU} 120 scene=game frames=60\n");
+    let said = behind_our_iommu(&bed, folder.path(), 30, &script);
+    let done = inner(&said, "frames: slice=");
+    let done = words(done.first().unwrap_or_else(|| panic!("no frames: {said:#?}")));
+    assert_eq!((done["submitted"], done["completed"], done["failed"]), ("60", "60", "0"));
+    assert!(done["interrupts"].parse::<u64>().unwrap() > 0);
+}
