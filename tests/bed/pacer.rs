@@ -57,7 +57,7 @@ fn every_vblank_is_seen_at(test: &str, hz: u32, iommu: Iommu) {
     witness.worst();
     let said = guest.finish();
     println!("  idle threads were held up for {:?} at most", witness.worst());
-    judge(&said, hz, VBLANKS);
+    judge(&said, hz);
     host.stop();
 }
 
@@ -76,16 +76,16 @@ fn boot_behind(bed: &Bed, host: &Host, folder: &Path, script: &str, iommu: Iommu
     Guest::boot(bed, folder, &machine)
 }
 
-/// That the last run lost nothing of so many vblanks.
-pub(crate) fn judge(said: &[String], hz: u32, vblanks: u64) {
+/// That the last run lost nothing.
+fn judge(said: &[String], hz: u32) {
     let runs: Vec<&String> = said.iter().filter(|l| l.starts_with("probe: slice=")).collect();
     let best = words(runs.last().unwrap_or_else(|| panic!("the probe said nothing: {said:#?}")));
     let number = |name: &str| best[name].parse::<u64>().unwrap();
 
     // The numbers without a gap.
-    assert_eq!(number("missed"), 0, "vblanks were lost in each of {} runs: {runs:#?}", runs.len());
-    assert_eq!(number("last") - number("first") + 1, vblanks);
-    on_grid(&best, vblanks, hz);
+    assert_eq!(number("missed"), 0, "vblanks were lost in each of {TRIES} runs: {runs:#?}");
+    assert_eq!(number("last") - number("first") + 1, VBLANKS);
+    on_grid(&best, VBLANKS, hz);
 }
 
 /// That a run saw as many vblanks as it should, each with an interrupt of its own, and on the grid of the refresh
@@ -136,6 +136,6 @@ fn the_next_guest_is_paced_where_the_last_one_died() {
            echo 1 >/sys/bus/pci/devices/$at/reset || exit\n"
         + &watch();
     let said = boot(&bed, &host, folder.path(), &reset).finish();
-    judge(&said, 60, VBLANKS);
+    judge(&said, 60);
     host.stop();
 }

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::config::{Config, Device, Vcpus};
 use crate::cpuid::Seat;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
-use crate::devices::virtio::iommu::{Iommu, View};
+use crate::devices::virtio::iommu::{Iommu, Views};
 use crate::devices::virtio::{self, Transport};
 use crate::interrupt::Gsi;
 use crate::kick;
@@ -83,6 +83,17 @@ pub enum VmError {
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The tables tell of another IOMMU than the bus has.
+    #[error(
+        "the IOMMU in slot {slot}, with endpoints {behind:?} behind it, is not where the guest was told: \
+         this is a mistake of the VMM's"
+    )]
+    Misplaced {
+        /// Where it is.
+        slot: usize,
+        /// What is behind it.
+        behind: Vec<u32>,
+    },
     /// The operating system.
     #[error("cannot make {what}")]
     Os {
@@ -221,8 +232,8 @@ struct Builder {
     cutters: Vec<Cutter>,
     controls: Vec<(usize, virtio::Control)>,
     tsc: clock::TscOffset,
-    /// What is behind the IOMMU, by endpoint, where there is one.
-    views: Option<Vec<(u32, Box<dyn View>)>>,
+    /// The IOMMU, where there is one, and what is behind it so far.
+    iommu: Option<(Translation, Views)>,
 }
 
 /// The IOMMU that the configuration asks for: it comes behind all devices, of which those are behind it that
@@ -249,8 +260,8 @@ impl Builder {
         vm.create_pit2(pit).map_err(refused("the timer"))?;
         let ram = GuestRam::new(memory.size)?;
         let windows = Windows::beside(ram.end());
-        let views = iommu.is_some().then(Vec::new);
-        let rsdp = acpi::write(&ram, &Board { vcpus: placement.count, windows, iommu })?;
+        let board = Board { vcpus: placement.count, windows, iommu };
+        let rsdp = acpi::write(&ram, &board)?;
         let start = boot::load(&ram, &guest, Some(rsdp))?;
         let host = vcpu::host_cpuid(&kvm)?;
         let mut vcpus = Vec::new();
@@ -285,7 +296,7 @@ impl Builder {
             cutters,
             controls,
             tsc,
-            views,
+            iommu: board.iommu.map(|told| (told, Vec::new())),
         })
     }
 
@@ -299,21 +310,23 @@ impl Builder {
         tracing::debug!("{}: attached", function.label());
         let slot = self.bus.add(Box::new(function))?;
         self.cutters.push(cutter);
-        if let Some(views) = &mut self.views {
+        if let Some((_, views)) = &mut self.iommu {
             // An endpoint has the number of its function: device and function of bus 0.
-            views.push(((slot as u32) << 3, Box::new(view)));
+            views.push((acpi::endpoint(slot as u8), Box::new(view)));
         }
         Ok(())
     }
 
-    /// The IOMMU, in front of what was attached before.
+    /// The IOMMU, in front of what was attached before: as the guest was told.
     fn attach_iommu(&mut self) -> Result<(), VmError> {
-        let Some(views) = self.views.take() else { return Ok(()) };
+        let Some((told, views)) = self.iommu.take() else { return Ok(()) };
+        let behind: Vec<u32> = views.iter().map(|(endpoint, _)| *endpoint).collect();
         let memory = Arc::new(self.ram.memory().clone());
         let function = Transport::new("iommu".to_owned(), Box::new(Iommu::new(views)), memory)
             .map_err(virtio::BuildError::Device)?;
-        self.bus.add(Box::new(function))?;
-        Ok(())
+        let slot = self.bus.add(Box::new(function))?;
+        let as_told = behind.iter().eq(&told.endpoints()) && slot == usize::from(told.slot);
+        if as_told { Ok(()) } else { Err(VmError::Misplaced { slot, behind }) }
     }
 
     /// A device that this process serves itself.

@@ -64,6 +64,18 @@ pub struct Translation {
     pub behind: Vec<u8>,
 }
 
+impl Translation {
+    /// The endpoints behind it.
+    pub fn endpoints(&self) -> Vec<u32> {
+        self.behind.iter().map(|slot| endpoint(*slot)).collect()
+    }
+}
+
+/// The endpoint that the function in `slot` of bus 0 is.
+pub fn endpoint(slot: u8) -> u32 {
+    u32::from(slot) << 3
+}
+
 /// Writes the tables and returns where the RSDP is.
 pub fn write(ram: &GuestRam, board: &Board) -> Result<Gpa, AcpiError> {
     let mut tables = Tables { next: TABLES, done: Vec::new() };

@@ -75,17 +75,21 @@ impl RamView {
     }
 }
 
+/// A server that is lost meanwhile sees nothing, as one that was lost before.
+fn shown(result: &Result<(), LinkError>) -> Result<(), ViewError> {
+    match result {
+        Ok(()) | Err(LinkError::Lost(_)) => Ok(()),
+        Err(LinkError::Refused(_)) => Err(ViewError::Full),
+    }
+}
+
 impl View for RamView {
     fn show_all(&mut self) -> Result<(), ViewError> {
-        self.show_ram().map_err(|_| ViewError::Full)
+        shown(&self.show_ram())
     }
 
     fn show(&mut self, mapping: &Mapping) -> Result<(), ViewError> {
-        // A server that is lost meanwhile sees nothing any more either.
-        match Self::show(self, mapping) {
-            Ok(()) | Err(LinkError::Lost(_)) => Ok(()),
-            Err(LinkError::Refused(_)) => Err(ViewError::Full),
-        }
+        shown(&Self::show(self, mapping))
     }
 
     fn hide(&mut self, mapping: &Mapping) -> Result<(), ViewError> {
@@ -166,5 +170,6 @@ mod tests {
         served.die();
         View::show(&mut view, &mapping(0x1000, 0x1fff, 0)).unwrap();
         view.hide_all().unwrap();
+        view.show_all().unwrap();
     }
 }

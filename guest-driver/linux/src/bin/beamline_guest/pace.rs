@@ -3,6 +3,7 @@
 use crate::{ended, ms, open};
 use beamline_abi::pacer::{TimingPage, vector};
 use beamline_guest_driver::pacer::Vblank;
+use beamline_guest_driver::transport::{Transport, Wake};
 use clap::Args;
 use serde_json::json;
 use std::error::Error;
@@ -48,6 +49,8 @@ pub(crate) fn run(pacer: Option<&str>, arguments: &Arguments) -> Result<ExitCode
         }
         say(&mut out, &vblank, late, arguments.json)?;
     }
+    // The page is written before the interrupt comes, so the last one may still be under way.
+    while paced.interrupts(vector::VBLANK) < seen && paced.port.wait() != Wake::Stop {}
     paced.pacer.disable(&mut paced.port);
     let interrupts = paced.interrupts(vector::VBLANK);
     if arguments.json {

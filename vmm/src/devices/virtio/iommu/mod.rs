@@ -69,6 +69,9 @@ pub trait View: Send {
     fn hide_all(&mut self) -> Result<(), ViewError>;
 }
 
+/// What is behind an IOMMU: views by the endpoint's number.
+pub type Views = Vec<(u32, Box<dyn View>)>;
+
 /// Domains and endpoints, as registers and queue share them.
 #[derive(Clone)]
 struct Handle(Arc<Mutex<Space>>);
@@ -109,7 +112,7 @@ pub struct Iommu {
 
 impl Iommu {
     /// An IOMMU in front of these endpoints, by number. All of them see all RAM at its own addresses now.
-    pub fn new(endpoints: Vec<(u32, Box<dyn View>)>) -> Self {
+    pub fn new(endpoints: Views) -> Self {
         let space = Arc::new(Mutex::new(Space::new(endpoints)));
         Self { space: Handle(space), may_bypass: Cell::new(false) }
     }

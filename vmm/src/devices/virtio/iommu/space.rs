@@ -12,7 +12,7 @@
 //! endpoint is attached to it, so that there are never more of them than endpoints; with it go its mappings.
 
 use super::registers::Status;
-use super::{Mapping, View, ViewError};
+use super::{Mapping, View, ViewError, Views};
 use std::collections::BTreeMap;
 
 /// Most mappings of all domains together.
@@ -78,7 +78,7 @@ fn status(error: ViewError) -> Status {
 
 impl Space {
     /// Endpoints by number. All of them see all RAM now.
-    pub(super) fn new(views: Vec<(u32, Box<dyn View>)>) -> Self {
+    pub(super) fn new(views: Views) -> Self {
         let endpoint = |view| Endpoint { view, domain: None, all: true };
         Self {
             bypass: true,

@@ -129,14 +129,14 @@ impl Guest {
 
     fn map(&mut self, domain: u32, first: u64, last: u64, to: u64, flags: u32) -> u8 {
         let mut request = words(3, &[domain]);
-        [first, last, to].iter().for_each(|v| request.extend(v.to_le_bytes()));
+        request.extend([first, last, to].iter().flat_map(|v| v.to_le_bytes()));
         request.extend(flags.to_le_bytes());
         self.ask(&request)
     }
 
     fn unmap(&mut self, domain: u32, first: u64, last: u64) -> u8 {
         let mut request = words(4, &[domain]);
-        [first, last].iter().for_each(|v| request.extend(v.to_le_bytes()));
+        request.extend([first, last].iter().flat_map(|v| v.to_le_bytes()));
         request.extend([0; 4]);
         self.ask(&request)
     }
@@ -144,7 +144,7 @@ impl Guest {
 
 fn words(kind: u8, words: &[u32]) -> Vec<u8> {
     let mut request = vec![kind, 0, 0, 0];
-    words.iter().for_each(|word| request.extend(word.to_le_bytes()));
+    request.extend(words.iter().flat_map(|word| word.to_le_bytes()));
     request
 }
 
