@@ -17,14 +17,15 @@ const PACER: &str = "0000:00:01.0";
 const VGPU: &str = "0000:00:02.0";
 const ENTROPY: &str = "0000:00:03.0";
 
-/// Has the kernel drive the IOMMU, and hands both functions to user space. Says what is in a group. A function
-/// whose IOMMU is not driven yet is bound later, by the kernel itself.
+/// Has the kernel drive the IOMMU, and hands both functions to user space. A function whose IOMMU is not driven yet is bound later, by the kernel itself.
 fn bind() -> String {
     format!(
         "modprobe virtio_pci\nmodprobe virtio_iommu\n\
          echo without: $(/beamline-guest pace 2>&1 | tr '\\n' ' ')\n\
          modprobe vfio-pci\nmodprobe vfio_iommu_type1\n\
          for at in {PACER} {VGPU}; do\n\
+             driver=/sys/bus/pci/devices/$at/driver\n\
+             [ -e $driver ] && echo $at >$driver/unbind\n\
              echo vfio-pci >/sys/bus/pci/devices/$at/driver_override\n\
              echo $at >/sys/bus/pci/drivers_probe\n\
          done\n\
@@ -35,7 +36,15 @@ fn bind() -> String {
                  try=$((try + 1))\n\
              done\n\
          done\n\
-         for at in {PACER} {VGPU} {ENTROPY}; do\n\
+         {}",
+        groups()
+    )
+}
+
+/// Says what is in a group.
+fn groups() -> String {
+    format!(
+        "for at in {PACER} {VGPU} {ENTROPY}; do\n\
              [ -e /sys/bus/pci/devices/$at/iommu_group ] && echo behind: $at\n\
          done\n"
     )
@@ -46,6 +55,7 @@ fn host(hz: u32) -> String {
     format!(
         "run_dir = \"/run\"\n[gpu]\nbackend = \"model\"\n\
          [[slice]]\nname = \"one\"\nwidth = 640\nheight = 480\nprofile = \"render\"\n\
+         guest_contract = \"within\"\nguest_hz = {{ min = \"30\", max = \"90\" }}\n\
          [slice.contract]\nrefresh_hz = \"{hz}\"\nclass = \"elastic\"\nbudget_ms = 2.0\nmax_job_ms = 2.0\n"
     )
 }
@@ -67,7 +77,7 @@ fn behind_our_iommu(bed: &Bed, folder: &Path, hz: u32, script: &str) -> Vec<Stri
     let config = config("256M", &more.concat())
         .replace("quiet", "quiet vfio_iommu_type1.allow_unsafe_interrupts=1")
         .replace("count = 2", "count = 1");
-    let init = format!("{INIT}{}{script}poweroff -f\n", bind());
+    let init = format!("{INIT}{script}poweroff -f\n");
     let at = folder.join("share");
     share(bed, &at, &init, &[("host.toml", &host(hz)), ("linux.toml", &config)]);
     let mut initrd = archive::Initramfs::on(&bed.initramfs).file("inner", init.as_bytes());
@@ -86,7 +96,6 @@ fn behind_our_iommu(bed: &Bed, folder: &Path, hz: u32, script: &str) -> Vec<Stri
          wait\n",
     );
     assert!(said.iter().any(|line| line == "ended: status=0"), "{said:#?}");
-    assert_eq!(inner(&said, "behind: "), [PACER, VGPU], "groups: {said:#?}");
     said
 }
 
@@ -110,13 +119,14 @@ fn every_vblank_is_seen_at(test: &str, hz: u32) {
          echo clock: $(/beamline-guest clock --json)\n"
     );
     let witness = Witness::start();
-    let said = behind_our_iommu(&bed, folder.path(), hz, &script);
+    let said = behind_our_iommu(&bed, folder.path(), hz, &(bind() + &script));
     println!("  idle threads were held up for {:?} at most", witness.worst());
     let without = inner(&said, "without: ");
     assert!(
         without.iter().any(|line| line.contains("bound to no driver") && line.contains("vfio-pci")),
         "it is said how to bind the pacer: {without:?}"
     );
+    assert_eq!(inner(&said, "behind: "), [PACER, VGPU], "the table names no other");
     consecutive(&said, hz, count);
     clocks_agree(&said);
 }
@@ -180,18 +190,56 @@ fn no_vblank_is_lost_behind_our_own_iommu_at_90_hz() {
     every_vblank_is_seen_at("no_vblank_is_lost_behind_our_own_iommu_at_90_hz", 90);
 }
 
-/// Rings, commands and answers are at addresses that only the IOMMU knows.
+/// Rings, commands and answers are at addresses that only the IOMMU knows. Then the guest marks a frame, and asks
+/// for contracts.
 #[test]
 fn frames_are_drawn_behind_our_own_iommu() {
     let Some(bed) = Bed::ready("frames_are_drawn_behind_our_own_iommu") else { return };
     let _turn = turn();
     let folder = tempfile::tempdir().unwrap();
     let script = format!(
-        "ls -l /dev/vfio; ls -l /sys/bus/pci/drivers/vfio-pci; ls /sys/class/vfio /sys/kernel/iommu_groups/*/devices; dmesg | tail -n 20; /beamline-frames-probe {PACER} {VGPU} 120 scene=game frames=60\n"
+        "/beamline-frames-probe {PACER} {VGPU} 120 scene=game frames=60\n\
+         echo marked: $(/beamline-guest mark --frame 7 --job 2 2>&1)\n\
+         for what in '--rate 45 --budget-ms 1' '--rate 45 --budget-ms 1.9'; do\n\
+             echo asked: $(/beamline-guest contract $what 2>&1)\n\
+         done\n\
+         echo paced: $(/beamline-guest pace --count 1 | sed -n '/^contract/p')\n"
     );
-    let said = behind_our_iommu(&bed, folder.path(), 30, &script);
+    let said = behind_our_iommu(&bed, folder.path(), 30, &(bind() + &script));
+    assert_eq!(inner(&said, "behind: "), [PACER, VGPU], "the table names no other");
     let done = inner(&said, "frames: slice=");
     let done = words(done.first().unwrap_or_else(|| panic!("no frames: {said:#?}")));
     assert_eq!((done["submitted"], done["completed"], done["failed"]), ("60", "60", "0"));
     assert!(done["interrupts"].parse::<u64>().unwrap() > 0);
+    assert_eq!(inner(&said, "marked: "), ["marked frame 7 job 2"]);
+    let answers = inner(&said, "asked: ");
+    // The operator's contract is 2 ms of each thirtieth of a second: no larger part of the GPU is to be had.
+    assert_eq!(answers, ["granted", "reduced: ceiling: 1.333 ms of GPU time per frame"]);
+    let paced = inner(&said, "paced: ");
+    assert!(paced[0].starts_with("contract: 45.000 Hz, 1.333 ms"), "{paced:?}");
+}
+
+/// The kernel's own driver asks the IOMMU for what the vGPU is to see.
+#[test]
+fn the_stock_driver_works_behind_our_own_iommu() {
+    let Some(bed) = Bed::ready("the_stock_driver_works_behind_our_own_iommu") else { return };
+    let _turn = turn();
+    let folder = tempfile::tempdir().unwrap();
+    let script = format!(
+        "modprobe virtio_pci\nmodprobe virtio_iommu\nmodprobe virtio_gpu\n{}\
+         echo translated: $(cat /sys/bus/pci/devices/{VGPU}/iommu_group/type)\n\
+         echo driver: $(basename $(readlink /sys/bus/pci/devices/{VGPU}/virtio*/driver))\n\
+         echo card: $(cat /sys/class/drm/card0-Virtual-1/status) \
+         $(head -n 1 /sys/class/drm/card0-Virtual-1/modes)\n\
+         grep virtio.*-control /proc/interrupts | sed 's/^/control: /'\n",
+        groups()
+    );
+    let said = behind_our_iommu(&bed, folder.path(), 60, &script);
+    assert_eq!(inner(&said, "behind: "), [VGPU], "what no driver is bound to is in no group");
+    assert!(inner(&said, "translated: ")[0].starts_with("DMA"), "{said:#?}");
+    assert_eq!(inner(&said, "driver: "), ["virtio_gpu"]);
+    assert_eq!(inner(&said, "card: "), ["connected 640x480"]);
+    let control = inner(&said, "control: ");
+    let control = control.first().unwrap_or_else(|| panic!("no interrupt of the vGPU: {said:#?}"));
+    assert!(control.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() > 0, "{control}");
 }
