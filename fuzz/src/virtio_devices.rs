@@ -34,6 +34,8 @@ const HEADER: u64 = 0x4000;
 const DATA: u64 = 0x5000;
 /// Most steps of an input.
 const STEPS: usize = 200;
+/// The PCI device ID of an IOMMU.
+const IOMMU: u32 = 0x1057;
 /// Most mappings that an endpoint takes.
 const MAPPINGS: usize = 3;
 /// Bytes of the disk.
@@ -373,8 +375,11 @@ impl Guest {
         self.mapped = !self.mapped;
     }
 
-    /// A disk's request that is mostly right.
+    /// A disk's or an IOMMU's request that is mostly right.
     fn request(&mut self, input: &mut Input<'_>) {
+        if self.id >> 16 == IOMMU {
+            return self.iommu_request(input);
+        }
         let mut header = [0; 16];
         header[0] = input.u8() % 16;
         header[8..].copy_from_slice(&input.number().to_le_bytes());
@@ -384,6 +389,33 @@ impl Guest {
         self.descriptor(0, HEADER, 16, ring::DESC_NEXT, 1);
         self.descriptor(1, Self::place(input), len, ring::DESC_NEXT | flags, 2);
         self.descriptor(2, HEADER + 16, 1, ring::DESC_WRITE, 0);
+        self.offer(0);
+        self.write(NOTIFY, 2, 0);
+    }
+
+    /// Of few domains, endpoints and pages, so that they meet.
+    fn iommu_request(&mut self, input: &mut Input<'_>) {
+        let (kind, domain) = (input.below(7), input.below(3) as u8);
+        let (first, pages) = (input.below(16) as u64 * 4096, input.below(4) as u64 * 4096);
+        let (endpoint, flags) = (input.u8() % 4 * 8, input.u8());
+        let mut request = vec![kind as u8, 0, 0, 0, domain, 0, 0, 0];
+        if matches!(kind, 3 | 4) {
+            request.extend(first.to_le_bytes());
+            request.extend(first.wrapping_add(pages).wrapping_sub(1).to_le_bytes());
+        }
+        match kind {
+            3 => {
+                request.extend((input.number() & !0xfff).to_le_bytes());
+                request.extend([flags, 0, 0, 0]);
+            }
+            4 => {}
+            5 => request[4] = endpoint,
+            _ => request.extend([endpoint, 0, 0, 0, flags & 1]),
+        }
+        request.resize(72, 0);
+        self.put(HEADER, &request);
+        self.descriptor(0, HEADER, request.len() as u32, ring::DESC_NEXT, 1);
+        self.descriptor(1, HEADER + 128, 4 + 24 * u32::from(kind == 5), ring::DESC_WRITE, 0);
         self.offer(0);
         self.write(NOTIFY, 2, 0);
     }
