@@ -397,7 +397,7 @@ impl Guest {
     fn iommu_request(&mut self, input: &mut Input<'_>) {
         let (kind, domain) = (input.below(7), input.below(3) as u8);
         let (first, pages) = (input.below(16) as u64 * 4096, input.below(4) as u64 * 4096);
-        let (endpoint, flags) = (input.u8() % 4 * 8, input.u8());
+        let (endpoint, flags) = (input.u8() % 4 * 8, input.u8() % 8);
         let mut request = vec![kind as u8, 0, 0, 0, domain, 0, 0, 0];
         if matches!(kind, 3 | 4) {
             request.extend(first.to_le_bytes());
