@@ -4,7 +4,7 @@
 use crate::bed::Bed;
 use crate::linux::{INIT, config, inner, run, share};
 use crate::witness::Witness;
-use crate::{archive, turn, words};
+use crate::{turn, words};
 use std::path::Path;
 
 /// For how long vblanks are watched, and how often a run is repeated where the machine did not let the guest keep
@@ -78,13 +78,10 @@ fn behind_our_iommu(bed: &Bed, folder: &Path, hz: u32, script: &str) -> Vec<Stri
         .replace("quiet", "quiet vfio_iommu_type1.allow_unsafe_interrupts=1")
         .replace("count = 2", "count = 1");
     let init = format!("{INIT}{script}poweroff -f\n");
-    let at = folder.join("share");
-    share(bed, &at, &init, &[("host.toml", &host(hz)), ("linux.toml", &config)]);
-    let mut initrd = archive::Initramfs::on(&bed.initramfs).file("inner", init.as_bytes());
-    for program in ["beamline-guest", "beamline-frames-probe"] {
-        initrd = initrd.file(program, &bed.program(program));
-    }
-    std::fs::write(at.join("initrd"), initrd.finish()).unwrap();
+    let programs =
+        ["beamline-guest", "beamline-frames-probe"].map(|name| (name, bed.program(name)));
+    let files = [("host.toml", &*host(hz)), ("linux.toml", &*config)];
+    share(bed, &folder.join("share"), &init, &programs, &files);
     let said = run(
         bed,
         folder,

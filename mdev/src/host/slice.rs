@@ -1,5 +1,6 @@
 //! The threads of one slice: two servers, a worker and a poster, and what joins them.
 
+use super::bells::Bells;
 use super::collect::RING as STAMPS;
 use super::threads::{Placement, Role};
 use super::{HostError, system};
@@ -7,7 +8,7 @@ use crate::backend::SliceLimits;
 use crate::config::{HostConfig, Profile, SliceConfig};
 use crate::device::eventfd::EventFd;
 use crate::device::pacer::{Pacer, PacerConfig, PacerShared};
-use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
+use crate::device::virtio::gpu::{GpuConfig, VirtioGpu};
 use crate::mediate::dispatcher::SliceLink;
 use crate::mediate::display::screen::Screen;
 use crate::mediate::joint::{self, Joint, JointParts};
@@ -29,8 +30,6 @@ use std::time::{Duration, Instant};
 
 /// How long a slice's threads may take to end.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(2);
-/// Most descriptors that one of its threads waits for.
-const MAX_WAIT: usize = 4;
 /// Resource IDs of one context.
 const MAX_RESOURCES: u32 = 1024;
 
@@ -149,7 +148,7 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
     let Joint { link, worker, poster } =
         joint::join(joined, display).map_err(|e| system("make an eventfd")(e.into()))?;
     let functions = Functions { pacer, gpu, shared, screen };
-    let server = start_threads(parts, functions, worker, poster, link.poster.clone())?;
+    let server = start_threads(parts, functions, worker, poster, &link.poster)?;
     Ok((server, link))
 }
 
@@ -171,7 +170,7 @@ fn start_threads(
     functions: Functions,
     worker: Worker,
     poster: Poster,
-    poster_wake: EventFd,
+    poster_wake: &EventFd,
 ) -> Result<SliceServer, HostError> {
     let name = &parts.slice.name;
     let stop = Stop::new().map_err(system("make a stop handle"))?;
@@ -181,11 +180,16 @@ fn start_threads(
         let thread = parts.placement.spawn(&format!("{kind}-{name}"), role, body);
         thread.map(|t| server.threads.push(t)).map_err(system("start a slice's thread"))
     };
-    let clock = Arc::clone(parts.clock);
-    let worker_stop = stop.clone();
-    spawn("work", Role::Worker, Box::new(move || run_worker(worker, &*clock, &worker_stop)))?;
-    let poster_stop = stop.clone();
-    spawn("post", Role::Poster, Box::new(move || run_poster(poster, &poster_wake, &poster_stop)))?;
+    let device = worker.device();
+    let kicks = [CONTROL_QUEUE, CURSOR_QUEUE].into_iter().filter_map(|queue| device.kick(queue));
+    let heard: Vec<&EventFd> = kicks.chain([device.wake()]).collect();
+    let waits = |heard: &[&EventFd]| Bells::new(heard, &stop).map_err(system("make an epoll"));
+    let worker_bells = waits(&heard)?;
+    let poster_bells = waits(&[poster_wake, poster.pacer().wake()])?;
+    let (clock, worker_stop) = (Arc::clone(parts.clock), stop.clone());
+    let work = move || run_worker(worker, &*clock, &worker_bells, &worker_stop);
+    spawn("work", Role::Worker, Box::new(work))?;
+    spawn("post", Role::Poster, Box::new(move || run_poster(poster, &poster_bells)))?;
     let listen = |path: &Path| {
         Listener::bind(path).map_err(|source| HostError::Listen { slice: name.clone(), source })
     };
@@ -208,19 +212,20 @@ fn run_server(listener: &Listener, mut device: impl Device, stop: &Stop) {
     device.disconnected();
 }
 
-fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
-    let device: GpuHandle = worker.device().clone();
-    let kicks = (device.kick(CONTROL_QUEUE), device.kick(CURSOR_QUEUE));
-    let (Some(kick), Some(cursor)) = kicks else { return };
+fn run_worker(mut worker: Worker, clock: &dyn Clock, bells: &Bells, stop: &Stop) {
+    let wake = worker.device().wake().clone();
     loop {
         let ended = match worker.step(clock.now()) {
             Turn::Again => wait(&mut [readable(stop)], Some(Nanos::ZERO)),
-            // The doorbell is left alone: the guest cannot make its time come sooner.
+            // The doorbells are left alone: the guest cannot make its time come sooner.
             Turn::Throttled(until) => {
                 let left = until.saturating_sub(clock.now()).max(Nanos(1));
-                wait_and_take(&[device.wake()], stop, Some(left))
+                let ended = wait(&mut [readable(&wake), readable(stop)], Some(left));
+                // Who waits for readiness has to take it.
+                wake.take();
+                ended
             }
-            Turn::Wait => wait_and_take(&[kick, cursor, device.wake()], stop, None),
+            Turn::Wait => bells.wait(),
         };
         if ended {
             return;
@@ -228,32 +233,13 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
     }
 }
 
-fn run_poster(mut poster: Poster, wake: &EventFd, stop: &Stop) {
-    let pacer = poster.pacer().wake().clone();
+fn run_poster(mut poster: Poster, bells: &Bells) {
     loop {
         poster.step();
-        if wait_and_take(&[wake, &pacer], stop, None) {
+        if bells.wait() {
             return;
         }
     }
-}
-
-/// Waits for any of `events`, at most for `time`, and takes those that came; `true` where it is `stop` that came.
-/// Looking at the others would cost a system call each.
-fn wait_and_take(events: &[&EventFd], stop: &Stop, time: Option<Nanos>) -> bool {
-    debug_assert!(events.len() < MAX_WAIT, "there is room for all");
-    let mut all = [(); MAX_WAIT].map(|()| readable(stop));
-    let fds = &mut all[..=events.len()];
-    for (fd, event) in fds.iter_mut().zip(events) {
-        *fd = readable(event);
-    }
-    let ended = wait(fds, time);
-    for (fd, event) in fds.iter().zip(events) {
-        if !fd.revents().is_empty() {
-            event.take();
-        }
-    }
-    ended
 }
 
 pub(super) fn readable<T: std::os::fd::AsFd>(fd: &T) -> PollFd<'_> {
