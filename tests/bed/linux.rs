@@ -99,7 +99,7 @@ pub(crate) fn config(memory: &str, more: &str) -> String {
 }
 
 /// Runs `script` in the outer guest; everything that both have said.
-fn run(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
+pub(crate) fn run(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
     start(bed, folder, &format!("{OUTER}{script}")).finish()
 }
 

@@ -16,6 +16,7 @@ mod functions;
 mod guest;
 mod held;
 mod host;
+mod iommu;
 mod killed;
 mod linux;
 mod neighbour;

@@ -69,6 +69,31 @@ fn parts(size: u64) -> Vec<Part> {
     parts
 }
 
+/// The RAM's file and where its parts lie, for whoever hands pieces of it on.
+#[derive(Clone, Debug)]
+pub struct RamFile {
+    file: Arc<File>,
+    parts: Arc<[Part]>,
+}
+
+impl RamFile {
+    /// The memfd.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// What of `at..=last` is RAM, from the lowest address on.
+    pub fn within(&self, at: Gpa, last: Gpa) -> impl Iterator<Item = Part> + '_ {
+        self.parts.iter().filter_map(move |part| {
+            // Parts are not empty, and end far below 2^64.
+            let from = at.0.max(part.at.0);
+            let to = last.0.min(part.at.0 + part.size - 1);
+            let size = to.checked_sub(from)? + 1;
+            Some(Part { at: Gpa(from), size, offset: part.offset + (from - part.at.0) })
+        })
+    }
+}
+
 /// RAM from guest-physical address 0 on.
 #[derive(Debug)]
 pub struct GuestRam {
@@ -134,6 +159,11 @@ impl GuestRam {
         self.parts.iter().map(|(part, _)| *part)
     }
 
+    /// The file and its layout, to be kept by those who hand pieces of it on.
+    pub fn share(&self) -> RamFile {
+        RamFile { file: Arc::clone(&self.file), parts: self.parts().collect() }
+    }
+
     /// The parts' mappings, for KVM memory slots.
     pub fn regions(&self) -> impl Iterator<Item = (Gpa, Arc<MmapRegion>)> + '_ {
         self.parts.iter().map(|(part, region)| (part.at, Arc::clone(region)))
@@ -178,5 +208,21 @@ mod tests {
         let file = File::from(ram.fd().try_clone_to_owned().unwrap());
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut back, 3 << 30).unwrap();
         assert_eq!(u32::from_le_bytes(back), 7);
+    }
+
+    #[test]
+    fn a_range_has_what_is_ram_of_it() {
+        let shared = GuestRam::new(5 << 30).unwrap().share();
+        let within = |at, last| -> Vec<(u64, u64, u64)> {
+            shared.within(Gpa(at), Gpa(last)).map(|p| (p.at.0, p.size, p.offset)).collect()
+        };
+        let high = HIGH_START;
+        assert_eq!(within(0x1000, 0x1fff), [(0x1000, 0x1000, 0x1000)]);
+        assert_eq!(within(high, high + 0xfff), [(high, 0x1000, 3 << 30)]);
+        assert_eq!(within(0, u64::MAX), [(0, 3 << 30, 0), (high, 2 << 30, 3 << 30)]);
+        let edge = layout::WINDOW - 0x1000;
+        assert_eq!(within(edge, edge + 0x1fff), [(edge, 0x1000, edge)]);
+        assert_eq!(within(layout::WINDOW, high - 1), []);
+        assert_eq!(within(high + (2 << 30), u64::MAX), []);
     }
 }

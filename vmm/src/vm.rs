@@ -8,14 +8,15 @@
 //! `Built` is [`Vm`], the rest [`VmHandle`]. The vCPUs' threads own the machine; the handle shares with them
 //! their state, a flag and counters, and reaches the machine only for as long as they run it.
 
-use crate::acpi::{self, AcpiError, Board};
+use crate::acpi::{self, AcpiError, Board, Translation};
 use crate::boot::{self, BootError};
 use crate::clock;
 use crate::config::{Config, Device, Vcpus};
 use crate::control::GuestControl;
 use crate::cpuid::Seat;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
-use crate::devices::virtio;
+use crate::devices::virtio::iommu::{Iommu, Views};
+use crate::devices::virtio::{self, Transport};
 use crate::interrupt::Gsi;
 use crate::kick;
 use crate::life::{Life, Seated};
@@ -80,6 +81,17 @@ pub enum VmError {
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The tables tell of another IOMMU than the bus has.
+    #[error(
+        "the IOMMU in slot {slot}, with endpoints {behind:?} behind it, is not where the guest was told: \
+         this is a mistake of the VMM's"
+    )]
+    Misplaced {
+        /// Where it is.
+        slot: usize,
+        /// What is behind it.
+        behind: Vec<u32>,
+    },
     /// The operating system.
     #[error("cannot make {what}")]
     Os {
@@ -134,8 +146,8 @@ impl Vm {
     }
 
     /// Builds the guest; its output goes to `console`.
-    pub fn with_console(mut config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
-        let devices = std::mem::take(&mut config.devices);
+    pub fn with_console(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+        let devices = config.devices.clone();
         let mut builder = Builder::new(config, console)?;
         for (index, device) in devices.iter().enumerate() {
             let Device::VfioUser(device) = device else {
@@ -217,11 +229,24 @@ struct Builder {
     cutters: Vec<Cutter>,
     holds: Vec<(usize, virtio::Hold)>,
     tsc: clock::TscOffset,
+    /// The IOMMU, where there is one, and what is behind it so far.
+    iommu: Option<(Translation, Views)>,
+}
+
+/// The IOMMU that the configuration asks for: it comes behind all devices, of which those are behind it that
+/// other processes serve. The others keep to guest-physical addresses.
+fn translation(config: &Config) -> Option<Translation> {
+    let slots = (1u8..).zip(&config.devices);
+    config.iommu.enabled.then(|| Translation {
+        slot: config.devices.len() as u8 + 1,
+        behind: slots.filter(|(_, d)| matches!(d, Device::VfioUser(_))).map(|(s, _)| s).collect(),
+    })
 }
 
 impl Builder {
     fn new(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
         let refused = |what| move |source| VmError::Refused { what, source };
+        let iommu = translation(&config);
         let Config { guest, memory, vcpus: placement, .. } = config;
         let kvm = probe::open().map_err(VmError::Kvm)?;
         let vm = kvm.create_vm().map_err(refused("a virtual machine"))?;
@@ -232,7 +257,8 @@ impl Builder {
         vm.create_pit2(pit).map_err(refused("the timer"))?;
         let ram = GuestRam::new(memory.size)?;
         let windows = Windows::beside(ram.end());
-        let rsdp = acpi::write(&ram, &Board { vcpus: placement.count, windows })?;
+        let board = Board { vcpus: placement.count, windows, iommu };
+        let rsdp = acpi::write(&ram, &board)?;
         let start = boot::load(&ram, &guest, Some(rsdp))?;
         let host = vcpu::host_cpuid(&kvm)?;
         let mut vcpus = Vec::new();
@@ -252,9 +278,23 @@ impl Builder {
         platform.attach_irqfd(serial.interrupt(), Gsi::pin(serial::IRQ))?;
         // KVM keeps the vCPUs' counters together.
         let tsc = vcpus.first().map_or_else(Default::default, clock::tsc_offset);
+        let (label, clock::TscOffset(offset)) = (&guest.name, tsc);
+        tracing::info!("{label}: the guest's TSC is the host's plus {}", offset as i64);
         let bus = Bus::new(windows);
         let (name, cutters, holds) = (guest.name, Vec::new(), Vec::new());
-        Ok(Self { name, placement, ram, vcpus, bus, serial, platform, cutters, holds, tsc })
+        Ok(Self {
+            name,
+            placement,
+            ram,
+            vcpus,
+            bus,
+            serial,
+            platform,
+            cutters,
+            holds,
+            tsc,
+            iommu: board.iommu.map(|told| (told, Vec::new())),
+        })
     }
 
     fn attach(
@@ -263,11 +303,27 @@ impl Builder {
         link: Box<dyn crate::passthrough::link::Link>,
         cutter: Cutter,
     ) -> Result<(), VmError> {
-        let function = VfioUser::attach(label, link, &self.ram, self.tsc)?;
+        let (function, view) = VfioUser::attach(label, link, &self.ram, self.tsc)?;
         tracing::debug!("{}: attached", function.label());
-        self.bus.add(Box::new(function))?;
+        let slot = self.bus.add(Box::new(function))?;
         self.cutters.push(cutter);
+        if let Some((_, views)) = &mut self.iommu {
+            // An endpoint has the number of its function: device and function of bus 0.
+            views.push((acpi::endpoint(slot as u8), Box::new(view)));
+        }
         Ok(())
+    }
+
+    /// The IOMMU, in front of what was attached before: as the guest was told.
+    fn attach_iommu(&mut self) -> Result<(), VmError> {
+        let Some((told, views)) = self.iommu.take() else { return Ok(()) };
+        let behind: Vec<u32> = views.iter().map(|(endpoint, _)| *endpoint).collect();
+        let memory = Arc::new(self.ram.memory().clone());
+        let function = Transport::new("iommu".to_owned(), Box::new(Iommu::new(views)), memory)
+            .map_err(virtio::BuildError::Device)?;
+        let slot = self.bus.add(Box::new(function))?;
+        let as_told = behind.iter().eq(&told.endpoints()) && slot == usize::from(told.slot);
+        if as_told { Ok(()) } else { Err(VmError::Misplaced { slot, behind }) }
     }
 
     /// A device that this process serves itself.
@@ -282,6 +338,7 @@ impl Builder {
     }
 
     fn finish(mut self) -> Result<Vm, VmError> {
+        self.attach_iommu()?;
         self.bus.place_bars()?;
         let Self { name, placement, ram, vcpus, bus, serial, platform, cutters, holds, .. } = self;
         let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram));

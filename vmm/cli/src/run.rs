@@ -172,9 +172,11 @@ fn classed(error: VmError) -> anyhow::Error {
         | VmError::Attach(_)
         | VmError::Device(_)
         | VmError::Bus(_) => refused_by(error),
-        VmError::Refused { .. } | VmError::Platform(_) | VmError::Vcpu(_) | VmError::Os { .. } => {
-            error.into()
-        }
+        VmError::Refused { .. }
+        | VmError::Platform(_)
+        | VmError::Vcpu(_)
+        | VmError::Misplaced { .. }
+        | VmError::Os { .. } => error.into(),
     }
 }
 

@@ -7,6 +7,7 @@ mod dsdt;
 mod fadt;
 mod madt;
 mod mcfg;
+mod viot;
 
 use crate::Gpa;
 use crate::memory::GuestRam;
@@ -44,12 +45,35 @@ pub enum AcpiError {
 }
 
 /// What the tables tell of the machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Board {
     /// How many vCPUs: 1 to 64; their APIC IDs count from 0.
     pub vcpus: u32,
     /// Where BARs may be.
     pub windows: Windows,
+    /// The IOMMU, if there is one.
+    pub iommu: Option<Translation>,
+}
+
+/// An IOMMU and what is behind it: slots of bus 0.
+#[derive(Clone, Debug)]
+pub struct Translation {
+    /// Its own slot: 1 to 31.
+    pub slot: u8,
+    /// The functions that it translates for: each 1 to 31.
+    pub behind: Vec<u8>,
+}
+
+impl Translation {
+    /// The endpoints behind it.
+    pub fn endpoints(&self) -> Vec<u32> {
+        self.behind.iter().map(|slot| endpoint(*slot)).collect()
+    }
+}
+
+/// The endpoint that the function in `slot` of bus 0 is.
+pub fn endpoint(slot: u8) -> u32 {
+    u32::from(slot) << 3
 }
 
 /// Writes the tables and returns where the RSDP is.
@@ -59,11 +83,14 @@ pub fn write(ram: &GuestRam, board: &Board) -> Result<Gpa, AcpiError> {
     let rsdp = tables.reserve(Rsdp::len() as u64);
     let facs = tables.add(bytes(&FACS::new()));
     let dsdt = tables.add(dsdt::table(board).as_slice().to_vec());
-    let listed = [
+    let mut listed = vec![
         tables.add(bytes(&fadt::table(facs, dsdt))),
         tables.add(madt::table(board.vcpus).as_slice().to_vec()),
         tables.add(bytes(&mcfg::table())),
     ];
+    if let Some(iommu) = &board.iommu {
+        listed.push(tables.add(bytes(&viot::table(iommu))));
+    }
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     for table in listed {
         xsdt.add_entry(table.0);

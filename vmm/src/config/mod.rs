@@ -3,6 +3,7 @@
 mod api;
 mod devices;
 mod guest;
+mod iommu;
 mod memory;
 mod vcpus;
 
@@ -12,6 +13,7 @@ pub use devices::{
     VsockDevice,
 };
 pub use guest::{Guest, OnReset};
+pub use iommu::Iommu;
 pub use memory::Memory;
 pub use vcpus::Vcpus;
 
@@ -87,6 +89,8 @@ pub struct Config {
     pub devices: Vec<Device>,
     /// Section `[api]`, if it is there.
     pub api: Option<Api>,
+    /// Section `[iommu]`.
+    pub iommu: Iommu,
 }
 
 /// A guest of `beamline run`: what it boots, its memory, its CPUs and its devices.
@@ -102,6 +106,8 @@ struct Raw {
     #[serde(default)]
     device: Vec<devices::Raw>,
     api: Option<api::Raw>,
+    #[serde(default)]
+    iommu: iommu::Raw,
 }
 
 impl Config {
@@ -131,11 +137,13 @@ impl Config {
     }
 
     fn check(raw: Raw, base: &Path) -> Result<Self, Wrong> {
+        let devices = devices::check(raw.device, base)?;
         Ok(Self {
             guest: raw.guest.check(base)?,
             memory: raw.memory.check()?,
             vcpus: raw.vcpus.check()?,
-            devices: devices::check(raw.device, base)?,
+            iommu: raw.iommu.check(&devices)?,
+            devices,
             api: raw.api.map(|api| api.check(base)).transpose()?,
         })
     }

@@ -124,3 +124,19 @@ fn an_api_socket_is_relative_to_the_files_folder() {
     assert_eq!(parse(&with("vr.sock")).unwrap().api, Some(Api { socket: "etc/vr.sock".into() }));
     assert!(message(&with(&"x".repeat(108))).contains("api.socket: "));
 }
+
+#[test]
+fn an_iommu_takes_a_slot() {
+    assert!(!parse(GOOD).unwrap().iommu.enabled);
+    let with = |devices: usize| {
+        let device = "[[device]]\ntype = \"virtio-rng\"\n".repeat(devices);
+        format!(
+            "[guest]\nname = \"vr\"\nimage = \"i\"\n[memory]\nsize = \"32M\"\n\
+             [iommu]\nenabled = true\n{device}"
+        )
+    };
+    assert!(parse(&with(30)).unwrap().iommu.enabled);
+    let text = message(&with(31));
+    assert!(text.contains("iommu.enabled") && text.contains("30 devices"), "{text}");
+    assert!(message(&with(1).replace("enabled", "on")).contains("on"));
+}

@@ -21,6 +21,7 @@ pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod input;
+pub mod iommu;
 pub mod net;
 pub mod rng;
 pub mod transport;
@@ -63,6 +64,8 @@ pub enum Kind {
     Input,
     /// Socket device.
     Vsock,
+    /// IOMMU.
+    Iommu,
 }
 
 impl Kind {
@@ -76,6 +79,7 @@ impl Kind {
             Self::Balloon => 5,
             Self::Input => 18,
             Self::Vsock => 19,
+            Self::Iommu => 23,
         }
     }
 
@@ -88,6 +92,7 @@ impl Kind {
             Self::Rng | Self::Balloon => 0x00_ff_00,
             Self::Input => 0x09_80_00,
             Self::Vsock => 0x02_80_00,
+            Self::Iommu => 0x08_06_00,
         }
     }
 }
