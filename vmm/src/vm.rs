@@ -16,6 +16,9 @@ use crate::cpuid::Seat;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
 use crate::devices::virtio;
 use crate::interrupt::Gsi;
+use crate::interrupt::posted::Source;
+use crate::interrupt::stats::{StatsError, VmStats};
+use crate::interrupt::watch::{Report, TimingView, Watch};
 use crate::kick;
 use crate::life::{Life, Seated};
 use crate::machine::{Machine, SharedMachine};
@@ -25,11 +28,11 @@ use crate::passthrough::vfio_user::{AttachError, VfioUser};
 use crate::pci::bus::BusError;
 use crate::pci::layout::Windows;
 use crate::pci::{Bus, PciFunction, Wiring};
-use crate::platform::{Platform, PlatformError};
+use crate::platform::{self, Platform, PlatformError};
 use crate::probe::{self, KvmKind};
 use crate::turn;
 use crate::vcpu::{self, ExitCounters, Exits, GuestError, VcpuError};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::VcpuFd;
 use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
@@ -127,6 +130,9 @@ pub struct Vm {
     machine: SharedMachine,
     cutters: Vec<Cutter>,
     controls: Vec<(usize, virtio::Control)>,
+    stats: Result<VmStats, StatsError>,
+    pages: Vec<TimingView>,
+    sources: Vec<(String, Source)>,
 }
 
 impl Vm {
@@ -154,10 +160,15 @@ impl Vm {
         builder.finish()
     }
 
+    /// The guest's functions, and who raises the interrupts of each.
+    pub fn interrupt_sources(&self) -> &[(String, Source)] {
+        &self.sources
+    }
+
     /// Runs the guest, each vCPU on a thread of its own.
     pub fn start(self) -> Result<VmHandle, VmError> {
         kick::install().map_err(|source| VmError::Refused { what: "the vCPUs' signal", source })?;
-        let Self { name, placement, vcpus, machine, cutters, controls } = self;
+        let Self { name, placement, vcpus, machine, cutters, controls, stats, pages, .. } = self;
         let life = Arc::new(Life::new(vcpus.len()));
         let machine = Arc::new(machine);
         let mut handle = VmHandle {
@@ -167,6 +178,7 @@ impl Vm {
             cutters,
             controls,
             threads: Vec::with_capacity(vcpus.len()),
+            watch: Watch::start(stats, pages),
         };
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let exits = Arc::new(ExitCounters::default());
@@ -220,6 +232,8 @@ struct Builder {
     cutters: Vec<Cutter>,
     controls: Vec<(usize, virtio::Control)>,
     tsc: clock::TscOffset,
+    pages: Vec<TimingView>,
+    sources: Vec<(String, Source)>,
 }
 
 impl Builder {
@@ -233,6 +247,12 @@ impl Builder {
         // Port 0x61 is KVM's, too: kernels measure time by it.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(refused("the timer"))?;
+        if let Err(e) = platform::drop_late_ticks(&vm) {
+            tracing::debug!("KVM's timer raises late ticks, and AVIC stays off: {e}");
+        }
+        if let Some(limit) = placement.halt_poll_us {
+            halt_poll(&vm, limit).map_err(refused("vcpus.halt_poll_us (KVM_CAP_HALT_POLL)"))?;
+        }
         let ram = GuestRam::new(memory.size)?;
         let windows = Windows::beside(ram.end());
         let rsdp = acpi::write(&ram, &Board { vcpus: placement.count, windows })?;
@@ -256,8 +276,23 @@ impl Builder {
         // KVM keeps the vCPUs' counters together.
         let tsc = vcpus.first().map_or_else(Default::default, clock::tsc_offset);
         let bus = Bus::new(windows);
-        let (name, cutters, controls) = (guest.name, Vec::new(), Vec::new());
-        Ok(Self { name, placement, ram, vcpus, bus, serial, platform, cutters, controls, tsc })
+        let name = guest.name;
+        let (cutters, controls) = (Vec::new(), Vec::new());
+        let (pages, sources) = (Vec::new(), Vec::new());
+        Ok(Self {
+            name,
+            placement,
+            ram,
+            vcpus,
+            bus,
+            serial,
+            platform,
+            cutters,
+            controls,
+            tsc,
+            pages,
+            sources,
+        })
     }
 
     fn attach(
@@ -268,6 +303,8 @@ impl Builder {
     ) -> Result<(), VmError> {
         let function = VfioUser::attach(label, link, &self.ram, self.tsc)?;
         tracing::debug!("{}: attached", function.label());
+        self.sources.push((function.label().to_owned(), Source::Irqfd));
+        self.pages.extend(function.timing());
         self.bus.add(Box::new(function))?;
         self.cutters.push(cutter);
         Ok(())
@@ -278,6 +315,7 @@ impl Builder {
         let memory = Arc::new(self.ram.memory().clone());
         if let Some(built) = virtio::build(&self.name, index, device, &memory)? {
             tracing::debug!("{}: attached", built.function.label());
+            self.sources.push((built.function.label().to_owned(), Source::Irqfd));
             self.bus.add(Box::new(built.function))?;
             self.controls.extend(built.control.map(|control| (index, control)));
         }
@@ -288,9 +326,19 @@ impl Builder {
         self.bus.place_bars()?;
         let Self { name, placement, ram, vcpus, bus, serial, platform, cutters, controls, .. } =
             self;
+        let stats = VmStats::new(platform.vm(), &vcpus);
+        let (pages, sources) = (self.pages, self.sources);
         let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram));
-        Ok(Vm { name, placement, vcpus, machine, cutters, controls })
+        Ok(Vm { name, placement, vcpus, machine, cutters, controls, stats, pages, sources })
     }
+}
+
+/// Has a halted vCPU's thread look for its next interrupt for so long before it sleeps: µs, 0 for not at all.
+fn halt_poll(vm: &kvm_ioctls::VmFd, limit_us: u32) -> Result<(), errno::Error> {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_HALT_POLL, ..Default::default() };
+    // KVM takes ns.
+    cap.args[0] = u64::from(limit_us) * 1000;
+    vm.enable_cap(&cap)
 }
 
 /// A guest that was started. Dropping the handle stops the guest.
@@ -301,9 +349,21 @@ pub struct VmHandle {
     cutters: Vec<Cutter>,
     controls: Vec<(usize, virtio::Control)>,
     threads: Vec<JoinHandle<()>>,
+    watch: Watch,
 }
 
 impl VmHandle {
+    /// Looks at KVM's counters and at the vblanks that came. Call it several times a second for as long as the
+    /// guest runs: what came between two calls is told apart only by them.
+    pub fn sample_interrupts(&self) {
+        self.watch.sample();
+    }
+
+    /// What the guest's interrupts have cost, up to the latest [`Self::sample_interrupts`].
+    pub fn interrupts(&self) -> Report {
+        self.watch.report()
+    }
+
     /// Waits until the guest has ended.
     pub fn wait(&self) -> ExitReason {
         // Without a limit, only the end ends the wait.

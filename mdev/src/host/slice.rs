@@ -220,7 +220,16 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
                 let left = until.saturating_sub(clock.now()).max(Nanos(1));
                 wait_and_take(&[device.wake()], stop, Some(left))
             }
-            Turn::Wait => wait_and_take(&[kick, cursor, device.wake()], stop, None),
+            Turn::Wait => {
+                let mut rung = 0u64;
+                let events = [kick, cursor, device.wake()];
+                let ended = wait_and_count(&events, stop, None, |event, signals| {
+                    // The last one is the device's own.
+                    rung = rung.saturating_add(if event < 2 { signals } else { 0 });
+                });
+                worker.rang(rung);
+                ended
+            }
         };
         if ended {
             return;
@@ -239,8 +248,18 @@ fn run_poster(mut poster: Poster, wake: &EventFd, stop: &Stop) {
 }
 
 /// Waits for any of `events`, at most for `time`, and takes those that came; `true` where it is `stop` that came.
-/// Looking at the others would cost a system call each.
 fn wait_and_take(events: &[&EventFd], stop: &Stop, time: Option<Nanos>) -> bool {
+    wait_and_count(events, stop, time, |_, _| ())
+}
+
+/// As [`wait_and_take`]; `taken` is told which came, by its place in `events`, and how often it was signalled.
+/// Looking at the others would cost a system call each.
+fn wait_and_count(
+    events: &[&EventFd],
+    stop: &Stop,
+    time: Option<Nanos>,
+    mut taken: impl FnMut(usize, u64),
+) -> bool {
     debug_assert!(events.len() < MAX_WAIT, "there is room for all");
     let mut all = [(); MAX_WAIT].map(|()| readable(stop));
     let fds = &mut all[..=events.len()];
@@ -248,9 +267,9 @@ fn wait_and_take(events: &[&EventFd], stop: &Stop, time: Option<Nanos>) -> bool 
         *fd = readable(event);
     }
     let ended = wait(fds, time);
-    for (fd, event) in fds.iter().zip(events) {
+    for (index, (fd, event)) in fds.iter().zip(events).enumerate() {
         if !fd.revents().is_empty() {
-            event.take();
+            taken(index, event.take_all());
         }
     }
     ended

@@ -11,6 +11,7 @@ mod doctor;
 mod events;
 mod failure;
 mod host;
+mod interrupts;
 mod output;
 mod renderer;
 mod report;

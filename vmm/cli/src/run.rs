@@ -2,13 +2,14 @@
 
 use crate::confine;
 use crate::failure::{refused, refused_by};
+use crate::interrupts::{Interrupts, LOOK};
 use crate::output;
 use crate::signals::Stop;
 use crate::terminal::{Keys, Terminal, TerminalConsole};
 use anyhow::Context;
 use beamline_vmm::config::OnReset;
 use beamline_vmm::{Config, Console, ExitReason, Vm, VmError, VmHandle};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -51,6 +52,7 @@ pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()>
             path.display()
         )));
     }
+    let mut interrupts = Interrupts::here();
     if sandbox {
         confine::vmm_set_up(&config)?;
     }
@@ -63,8 +65,11 @@ pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()>
         if sandbox {
             confine::vmm_run()?;
         }
+        interrupts.announce(&config.guest.name, vm.interrupt_sources());
         let handle = vm.start().map_err(failed)?;
-        match wait(&handle, &stop, terminal.as_ref())? {
+        let ended = wait(&handle, &stop, terminal.as_ref());
+        interrupts.conclude(&config.guest.name, &handle, terminal.is_none())?;
+        match ended? {
             ExitReason::Reset if config.guest.on_reset == OnReset::Reboot && !stop.requested() => {}
             ExitReason::GuestExit(0)
             | ExitReason::Shutdown
@@ -102,12 +107,13 @@ fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::
             drop(ends);
             reason
         });
+        let look = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
         let (mut input, mut keys) = (terminal.map(Terminal::input), Keys::default());
         loop {
             let mut fds =
                 vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
             fds.extend(input.map(|input| PollFd::new(input, PollFlags::IN)));
-            match poll(&mut fds, None) {
+            match poll(&mut fds, Some(&look)) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
                     handle.request_stop();
@@ -115,6 +121,8 @@ fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::
                 }
                 Ok(_) => {}
             }
+            // Whatever woke it: a look more does no harm.
+            handle.sample_interrupts();
             if !fds[0].revents().is_empty() {
                 handle.stop();
                 break;

@@ -12,6 +12,7 @@ use super::link::{Link, LinkError};
 use super::{dma, reset};
 use crate::Gpa;
 use crate::clock::TscOffset;
+use crate::interrupt::watch::TimingView;
 use crate::memory::GuestRam;
 use crate::pci::bar::{self, BARS, BarError, BarShapes};
 use crate::pci::msix::{Capability, Msix, MsixError, Signaller};
@@ -26,6 +27,9 @@ use std::os::fd::BorrowedFd;
 const FIRST_CAPABILITY: u8 = 0x40;
 /// A list that is longer than configuration space has room for is a loop.
 const MAX_CAPABILITIES: usize = 48;
+
+/// The BAR that is a pacer's timing page.
+const TIMING_BAR: usize = 2;
 
 /// Why a function cannot be attached.
 #[derive(Debug, thiserror::Error)]
@@ -193,6 +197,12 @@ impl VfioUser {
         };
         this.tell_tsc();
         Ok(this)
+    }
+
+    /// The timing page, where this is a pacer whose page is mapped.
+    pub(crate) fn timing(&self) -> Option<TimingView> {
+        self.tsc?;
+        TimingView::new(self.backing[TIMING_BAR].mapping(0)?)
     }
 
     /// Tells a pacer how the guest's TSC relates to the host's.
