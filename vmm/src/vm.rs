@@ -22,7 +22,7 @@ use crate::interrupt::watch::{Report, TimingView, Watch};
 use crate::kick;
 use crate::life::{Life, Seated};
 use crate::machine::{Machine, SharedMachine};
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{Filled, GuestRam, MemoryError};
 use crate::passthrough::connect::{ConnectError, Cutter, connect};
 use crate::passthrough::vfio_user::{AttachError, VfioUser};
 use crate::pci::bus::BusError;
@@ -142,9 +142,19 @@ impl Vm {
     }
 
     /// Builds the guest; its output goes to `console`.
-    pub fn with_console(mut config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+    pub fn with_console(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+        Self::with_progress(config, console, &mut |_| true)
+    }
+
+    /// As [`Self::with_console`]. Where the RAM is filled, `go_on` is told ten times a second how far that is, and ends
+    /// it by `false`.
+    pub fn with_progress(
+        mut config: Config,
+        console: Box<dyn Console>,
+        go_on: &mut dyn FnMut(Filled) -> bool,
+    ) -> Result<Self, VmError> {
         let devices = std::mem::take(&mut config.devices);
-        let mut builder = Builder::new(config, console)?;
+        let mut builder = Builder::new(config, console, go_on)?;
         for (index, device) in devices.iter().enumerate() {
             let Device::VfioUser(device) = device else {
                 builder.attach_own(index, device)?;
@@ -237,7 +247,11 @@ struct Builder {
 }
 
 impl Builder {
-    fn new(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+    fn new(
+        config: Config,
+        console: Box<dyn Console>,
+        go_on: &mut dyn FnMut(Filled) -> bool,
+    ) -> Result<Self, VmError> {
         let refused = |what| move |source| VmError::Refused { what, source };
         let Config { guest, memory, vcpus: placement, .. } = config;
         let kvm = probe::open().map_err(VmError::Kvm)?;
@@ -253,7 +267,7 @@ impl Builder {
         if let Some(limit) = placement.halt_poll_us {
             halt_poll(&vm, limit).map_err(refused("vcpus.halt_poll_us (KVM_CAP_HALT_POLL)"))?;
         }
-        let ram = GuestRam::new(memory.size)?;
+        let ram = GuestRam::build(&memory, go_on)?;
         let windows = Windows::beside(ram.end());
         let rsdp = acpi::write(&ram, &Board { vcpus: placement.count, windows })?;
         let start = boot::load(&ram, &guest, Some(rsdp))?;
@@ -433,7 +447,7 @@ impl Vm {
         link: Box<dyn crate::passthrough::link::Link>,
         cutter: Cutter,
     ) -> Result<Self, VmError> {
-        let mut builder = Builder::new(config, console)?;
+        let mut builder = Builder::new(config, console, &mut |_| true)?;
         builder.attach("test".into(), link, cutter)?;
         builder.finish()
     }

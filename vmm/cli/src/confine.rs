@@ -16,6 +16,10 @@ use std::path::{Path, PathBuf};
 /// This very file, also where it was replaced since.
 const PROGRAM: &str = "/proc/self/exe";
 
+/// What is said of the machine's memory, huge pages and NUMA nodes.
+const MACHINE: [&str; 3] =
+    ["/proc/meminfo", "/sys/kernel/mm/hugepages", "/sys/devices/system/node"];
+
 /// What every process may read: itself, where a panic looks for names, and its share of the machine.
 fn own_files() -> Files {
     Files {
@@ -30,6 +34,8 @@ pub(crate) fn vmm_set_up(config: &Config) -> anyhow::Result<()> {
     files.read.push(config.guest.image.clone());
     files.read.extend(config.guest.initrd.clone());
     files.devices.push("/dev/kvm".into());
+    // What memory there is.
+    files.read.extend(MACHINE.map(Into::into));
     let files = config.devices.iter().map(device).fold(files, Files::and);
     warn(restrict(&files, Keep::vmm_set_up()).map_err(classed)?);
     Ok(())

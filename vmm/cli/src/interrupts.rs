@@ -120,7 +120,10 @@ impl Costs {
             .map(|(name, n)| format!("{name} {n}"))
             .collect();
         let kinds = if kinds.is_empty() { "none".into() } else { kinds.join(", ") };
-        format!("{per} over {} vblanks in {:.1} s; by kind: {kinds}", self.vblanks, self.seconds)
+        format!(
+            "{per} over {} vblanks in {:.1} s; KVM counted: {kinds}",
+            self.vblanks, self.seconds
+        )
     }
 }
 

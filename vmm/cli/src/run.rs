@@ -8,6 +8,7 @@ use crate::signals::Stop;
 use crate::terminal::{Keys, Terminal, TerminalConsole};
 use anyhow::Context;
 use beamline_vmm::config::OnReset;
+use beamline_vmm::memory::{Filled, MemoryError};
 use beamline_vmm::{Config, Console, ExitReason, Vm, VmError, VmHandle};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::unix::net::UnixStream;
@@ -61,7 +62,12 @@ pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()>
     loop {
         let console: Box<dyn Console> =
             if terminal.is_some() { Box::new(TerminalConsole::new()) } else { Box::new(Stdout) };
-        let vm = Vm::with_console(config.clone(), console).map_err(failed)?;
+        let vm = match build(config.clone(), console, &stop) {
+            Ok(vm) => vm,
+            // Asked to end before it began.
+            Err(VmError::Memory(MemoryError::Interrupted)) => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
         if sandbox {
             confine::vmm_run()?;
         }
@@ -78,6 +84,21 @@ pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()>
             reason => return Err(anyhow::anyhow!("{reason}")),
         }
     }
+}
+
+/// Builds the guest, says how far its RAM is filled, and gives that up when a signal comes.
+fn build(config: Config, console: Box<dyn Console>, stop: &Stop) -> Result<Vm, VmError> {
+    let name = config.guest.name.clone();
+    let mut progress = output::Progress::new();
+    Vm::with_progress(config, console, &mut |Filled { done, all }| {
+        progress.show(&format!(
+            "{name}: filling its RAM, {} of {} MiB, {}%",
+            done >> 20,
+            all >> 20,
+            u128::from(done) * 100 / u128::from(all.max(1))
+        ));
+        !stop.requested()
+    })
 }
 
 /// What has to be there before a guest can run is the user's to mend; the rest has failed.

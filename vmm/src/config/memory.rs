@@ -1,4 +1,4 @@
-//! Section `[memory]`: how much RAM the guest has.
+//! Section `[memory]`: how much RAM the guest has, and of what.
 
 use super::Wrong;
 use serde::Deserialize;
@@ -13,13 +13,44 @@ const MAX: u64 = 256 << 30;
 #[serde(deny_unknown_fields)]
 pub(super) struct Raw {
     size: String,
+    hugepages: Option<String>,
+    prefault: Option<bool>,
+    host_nodes: Option<Vec<u32>>,
+}
+
+/// Highest NUMA node of the host that can be named (Linux's `MAX_NUMNODES` is 1024 at most).
+pub const MAX_NODE: u32 = 1023;
+
+/// Pages larger than the ordinary 4 KiB, which the host has reserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HugePages {
+    /// 2 MiB each.
+    TwoMib,
+    /// 1 GiB each.
+    OneGib,
+}
+
+impl HugePages {
+    /// Bytes of one.
+    pub const fn bytes(self) -> u64 {
+        match self {
+            Self::TwoMib => 2 << 20,
+            Self::OneGib => 1 << 30,
+        }
+    }
 }
 
 /// The guest's RAM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Bytes: a multiple of 2 MiB, from 2 MiB to 256 GiB.
+    /// Bytes: a multiple of 2 MiB, from 2 MiB to 256 GiB, and of whole huge pages.
     pub size: u64,
+    /// What it is made of; `None`: ordinary pages.
+    pub hugepages: Option<HugePages>,
+    /// All of it is there before the guest runs.
+    pub prefault: bool,
+    /// The host's NUMA nodes that it comes from; empty: any.
+    pub host_nodes: Vec<u32>,
 }
 
 impl Raw {
@@ -43,7 +74,34 @@ impl Raw {
         if !size.is_multiple_of(MIN) {
             return Err(wrong("is not a multiple of 2M"));
         }
-        Ok(Memory { size })
+        let hugepages = match self.hugepages.as_deref() {
+            None => None,
+            Some("2M") => Some(HugePages::TwoMib),
+            Some("1G") => Some(HugePages::OneGib),
+            Some(other) => {
+                let message = format!("{other:?} is no size of huge pages: give \"2M\" or \"1G\"");
+                return Err(Wrong::new("memory.hugepages", message));
+            }
+        };
+        if hugepages.is_some_and(|pages| !size.is_multiple_of(pages.bytes())) {
+            return Err(wrong("is not a whole number of pages of memory.hugepages"));
+        }
+        let host_nodes = self.host_nodes.unwrap_or_default();
+        if let Some(node) = host_nodes.iter().find(|n| **n > MAX_NODE) {
+            let message = format!("names node {node}: numbers go from 0 to {MAX_NODE}");
+            return Err(Wrong::new("memory.host_nodes", message));
+        }
+        // A node's own huge pages cannot be reserved but by taking them.
+        let taken = hugepages.is_some() && !host_nodes.is_empty();
+        if taken && self.prefault == Some(false) {
+            return Err(Wrong::new(
+                "memory.prefault",
+                "is false, and hugepages with host_nodes are: a node that runs out of them would end the guest while it \
+                 runs; set it to true",
+            ));
+        }
+        let prefault = self.prefault.unwrap_or(taken);
+        Ok(Memory { size, hugepages, prefault, host_nodes })
     }
 }
 

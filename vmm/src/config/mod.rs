@@ -10,7 +10,7 @@ pub use devices::{
     VsockDevice,
 };
 pub use guest::{Guest, OnReset};
-pub use memory::Memory;
+pub use memory::{HugePages, MAX_NODE, Memory};
 pub use vcpus::Vcpus;
 
 use serde::Deserialize;

@@ -87,7 +87,7 @@ mod tests {
         assert_eq!(
             line,
             "vr under fifo: interrupts injected with an exit; 4.0 exits per vblank over 180 vblanks in 2.0 s; \
-             by kind: none; 2.0 exits per doorbell over 360 (measured)"
+             KVM counted: none; 2.0 exits per doorbell over 360 (measured)"
         );
         for (guest, exits) in [("none", Some(720)), ("vr", None)] {
             let joined = GuestInterrupts::join(vec![(guest.into(), event(exits))], &slices);
