@@ -1,10 +1,13 @@
-//! What the virtual machine monitor costs by itself: memory beside its guest's, and time until the guest runs.
+//! What the virtual machine monitor costs by itself: memory beside its guest's, and time until the guest runs; and
+//! what the whole stack costs a guest that draws as fast as it can.
 //!
 //! The real command is measured, sandbox and all, as `make build` leaves it.
 
+mod direct;
 mod memory;
 mod process;
 mod start;
+mod throughput;
 
 use beamline_benches::report::{Gate, LABEL, Row, table, write_json};
 use std::path::PathBuf;
@@ -14,7 +17,8 @@ fn main() -> ExitCode {
     if !beamline_benches::asked_for() {
         return ExitCode::SUCCESS;
     }
-    match bench() {
+    let done = direct::is_role().unwrap_or_else(bench);
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("vmm: {error:#}");
@@ -45,6 +49,7 @@ fn bench() -> anyhow::Result<()> {
     gates.push((gate, " ms"));
     if let Some(image) = file("memory", "BEAMLINE_GUEST", "make guest") {
         gates.push((memory::measure(&beamline, &image)?, " MiB"));
+        gates.extend(throughput::measure(&beamline, &image)?.map(|gate| (gate, "×")));
     }
     print!("{}", table(&format!("The VMM on {kvm}"), &rows));
     for (gate, unit) in &gates {

@@ -3,7 +3,7 @@
 use super::MemoryError;
 use crate::config::HugePages;
 use rustix::fs::MemfdFlags;
-use std::path::Path;
+use std::path::{Component, Path};
 
 impl HugePages {
     /// As `memfd_create` takes it.
@@ -53,11 +53,37 @@ pub(super) fn fits_host(size: u64) -> Result<(), MemoryError> {
 /// Refuses to fill what is not there: the kernel would kill somebody to make room.
 pub(super) fn can_be_filled(size: u64) -> Result<(), MemoryError> {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     // Where the kernel does not say it, filling is tried.
-    match available(&text) {
+    let has = [available(&text), room(Path::new(GROUPS), &own)].into_iter().flatten().min();
+    match has {
         Some(has) if size > has => Err(MemoryError::Available { size, has }),
         _ => Ok(()),
     }
+}
+
+/// Where the control groups are (version 2).
+const GROUPS: &str = "/sys/fs/cgroup";
+
+/// What the control groups that this process is in leave it, below `groups`: bytes. `own` says which they are, as
+/// `/proc/self/cgroup` does. What has been taken and could be given back counts as taken, since it may be in use.
+fn room(groups: &Path, own: &str) -> Option<u64> {
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    if Path::new(path).components().any(|part| part == Component::ParentDir) {
+        return None;
+    }
+    let number = |folder: &Path, name| {
+        std::fs::read_to_string(folder.join(name)).ok()?.trim().parse::<u64>().ok()
+    };
+    let limits = groups.join(path);
+    let limits = limits.ancestors().take_while(|folder| folder.starts_with(groups));
+    limits
+        .filter_map(|folder| {
+            // The word `max` is no limit.
+            let most = number(folder, "memory.max")?;
+            Some(most.saturating_sub(number(folder, "memory.current").unwrap_or(0)))
+        })
+        .min()
 }
 
 /// What programs can still take, by the kernel's own estimate: bytes.
@@ -78,6 +104,28 @@ mod tests {
             ["", "MemAvailable: x kB", "MemAvailable: 7", "MemAvailable: 99999999999999999999 kB"]
         {
             assert_eq!(available(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_tightest_control_group_counts() {
+        let groups = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = groups.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let room = |own: &str| room(groups.path(), own);
+        assert_eq!(room("0::/a/b\n"), None, "no limits");
+        write("a/memory.max", "1000\n");
+        write("a/memory.current", "400\n");
+        write("a/b/memory.max", "max\n");
+        assert_eq!(room("1:cpu:/x\n0::/a/b\n"), Some(600), "the parent's counts");
+        write("a/b/memory.max", "300\n");
+        assert_eq!(room("0::/a/b\n"), Some(300));
+        assert_eq!(room("0::/\n"), None);
+        for strange in ["", "1:cpu:/a", "0::/../a"] {
+            assert_eq!(room(strange), None, "{strange}");
         }
     }
 
