@@ -64,6 +64,15 @@ pub enum MemoryError {
         /// Where the kernel is told how many to have.
         pool: String,
     },
+    /// The kernel makes no huge pages of memory that is shared.
+    #[error(
+        "this kernel makes no huge pages of shared memory by itself: write `advise` to {setting}, which takes root, or \
+         leave `memory.hugepages` out"
+    )]
+    Transparent {
+        /// What decides it.
+        setting: &'static str,
+    },
     /// The host is smaller than the guest.
     #[error(
         "the guest's RAM is {size} bytes and the host has {has}, swap included: give a smaller `memory.size`"
@@ -146,6 +155,7 @@ fn parts(size: u64) -> Vec<Part> {
 pub struct GuestRam {
     file: Arc<File>,
     size: u64,
+    pooled: bool,
     parts: Vec<(Part, Arc<MmapRegion>)>,
     memory: GuestMemoryMmap,
 }
@@ -163,7 +173,7 @@ impl GuestRam {
         memory: &Memory,
         go_on: &mut dyn FnMut(Filled) -> bool,
     ) -> Result<Self, MemoryError> {
-        let Memory { size, hugepages, prefault, host_nodes } = memory;
+        let Memory { size, hugepages, transparent, prefault, host_nodes } = memory;
         pages::fits_host(*size)?;
         if !host_nodes.is_empty() {
             node::check(host_nodes)?;
@@ -172,6 +182,11 @@ impl GuestRam {
         if !host_nodes.is_empty() {
             for (_, region) in &ram.parts {
                 node::bind(region, host_nodes)?;
+            }
+        }
+        if *transparent {
+            for (_, region) in &ram.parts {
+                pages::make_huge(region)?;
             }
         }
         if *prefault {
@@ -220,7 +235,12 @@ impl GuestRam {
         }
         let memory =
             GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Layout { size })?;
-        Ok(Self { file, size, parts: mapped, memory })
+        Ok(Self { file, size, pooled: hugepages.is_some(), parts: mapped, memory })
+    }
+
+    /// Whether it is of huge pages out of the host's pools.
+    pub fn is_of_huge_pages(&self) -> bool {
+        self.pooled
     }
 
     /// Bytes, of all parts.
@@ -295,7 +315,7 @@ mod tests {
     }
 
     fn memory(size: u64, hugepages: Option<HugePages>, prefault: bool) -> Memory {
-        Memory { size, hugepages, prefault, host_nodes: Vec::new() }
+        Memory { size, hugepages, transparent: false, prefault, host_nodes: Vec::new() }
     }
 
     /// Huge pages where the machine has them to spare, and the way to get them where it does not.
@@ -317,6 +337,21 @@ mod tests {
                         "{text}"
                     );
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_makes_huge_pages_or_says_what_forbids_it() {
+        let memory = Memory { transparent: true, ..memory(4 << 20, None, true) };
+        match GuestRam::build(&memory, &mut |_| true) {
+            Ok(ram) => {
+                assert!(!ram.is_of_huge_pages(), "a host takes them");
+                ram.memory().write_obj(7u32, Gpa(0)).unwrap();
+            }
+            Err(error) => {
+                println!("skip: the_kernel_makes_huge_pages_or_says_what_forbids_it: {error}");
+                assert!(matches!(error, MemoryError::Transparent { .. }), "{error}");
             }
         }
     }

@@ -17,8 +17,7 @@ use std::path::{Path, PathBuf};
 const PROGRAM: &str = "/proc/self/exe";
 
 /// What is said of the machine's memory, huge pages and NUMA nodes.
-const MACHINE: [&str; 3] =
-    ["/proc/meminfo", "/sys/kernel/mm/hugepages", "/sys/devices/system/node"];
+const MACHINE: [&str; 3] = ["/proc/meminfo", "/sys/kernel/mm", "/sys/devices/system/node"];
 
 /// What every process may read: itself, where a panic looks for names, and its share of the machine.
 fn own_files() -> Files {

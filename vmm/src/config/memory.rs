@@ -47,6 +47,8 @@ pub struct Memory {
     pub size: u64,
     /// What it is made of; `None`: ordinary pages.
     pub hugepages: Option<HugePages>,
+    /// The kernel makes huge pages of ordinary ones where it can.
+    pub transparent: bool,
     /// All of it is there before the guest runs.
     pub prefault: bool,
     /// The host's NUMA nodes that it comes from; empty: any.
@@ -74,12 +76,15 @@ impl Raw {
         if !size.is_multiple_of(MIN) {
             return Err(wrong("is not a multiple of 2M"));
         }
-        let hugepages = match self.hugepages.as_deref() {
-            None => None,
-            Some("2M") => Some(HugePages::TwoMib),
-            Some("1G") => Some(HugePages::OneGib),
+        let (hugepages, transparent) = match self.hugepages.as_deref() {
+            None => (None, false),
+            Some("2M") => (Some(HugePages::TwoMib), false),
+            Some("1G") => (Some(HugePages::OneGib), false),
+            Some("transparent") => (None, true),
             Some(other) => {
-                let message = format!("{other:?} is no size of huge pages: give \"2M\" or \"1G\"");
+                let message = format!(
+                    "{other:?} is no kind of huge pages: give \"2M\", \"1G\" or \"transparent\""
+                );
                 return Err(Wrong::new("memory.hugepages", message));
             }
         };
@@ -101,7 +106,7 @@ impl Raw {
             ));
         }
         let prefault = self.prefault.unwrap_or(taken);
-        Ok(Memory { size, hugepages, prefault, host_nodes })
+        Ok(Memory { size, hugepages, transparent, prefault, host_nodes })
     }
 }
 

@@ -56,19 +56,27 @@ fn what_the_ram_is_made_of() {
         GOOD.replacen("size = \"32M\"", &format!("size = \"{size}\"\n{more}"), 1)
     };
     let memory = |size: &str, more: &str| parse(&with(size, more)).unwrap().memory;
-    let plain = Memory { size: 32 << 20, hugepages: None, prefault: false, host_nodes: vec![] };
+    let plain = Memory {
+        size: 32 << 20,
+        hugepages: None,
+        transparent: false,
+        prefault: false,
+        host_nodes: vec![],
+    };
     assert_eq!(memory("32M", ""), plain);
     let huge = memory("4G", "hugepages = \"1G\"\nprefault = true\nhost_nodes = [0, 3]");
     assert_eq!(huge.hugepages.map(HugePages::bytes), Some(1 << 30));
     assert_eq!((huge.prefault, &huge.host_nodes[..]), (true, &[0, 3][..]));
     assert!(!memory("32M", "hugepages = \"2M\"").prefault);
+    let made = Memory { transparent: true, ..plain };
+    assert_eq!(memory("32M", "hugepages = \"transparent\""), made);
     assert!(
         memory("32M", "hugepages = \"2M\"\nhost_nodes = [0]").prefault,
         "nothing else reserves them"
     );
     for (size, more, part) in [
         ("32M", "hugepages = \"1G\"", "memory.size"),
-        ("32M", "hugepages = \"4K\"", "\"2M\" or \"1G\""),
+        ("32M", "hugepages = \"4K\"", "\"2M\", \"1G\" or"),
         ("32M", "host_nodes = [1024]", "names node 1024"),
         ("32M", "hugepages = \"2M\"\nhost_nodes = [0]\nprefault = false", "memory.prefault"),
         ("32M", "prefalt = true", "prefalt"),

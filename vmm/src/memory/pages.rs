@@ -1,9 +1,12 @@
 //! Which pages the RAM is made of, and whether the host has enough of them.
+#![allow(unsafe_code)] // madvise takes a raw address.
 
 use super::MemoryError;
 use crate::config::HugePages;
 use rustix::fs::MemfdFlags;
+use rustix::mm::Advice;
 use std::path::{Component, Path};
+use vm_memory::MmapRegion;
 
 impl HugePages {
     /// As `memfd_create` takes it.
@@ -39,6 +42,24 @@ pub(super) fn too_few(pages: HugePages, size: u64) -> MemoryError {
         free,
         pool: format!("{POOLS}/hugepages-{kib}kB/nr_hugepages"),
     }
+}
+
+/// What decides whether the kernel makes huge pages of memory that is shared.
+const SHARED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
+
+/// Asks for huge pages where the kernel can make them. It makes none, and says nothing, where its setting is against
+/// it: so that is looked at.
+pub(super) fn make_huge(region: &MmapRegion) -> Result<(), MemoryError> {
+    let refused = MemoryError::Transparent { setting: SHARED };
+    let setting = std::fs::read_to_string(SHARED).unwrap_or_default();
+    if setting.contains("[never]") || setting.contains("[deny]") {
+        return Err(refused);
+    }
+    // SAFETY: the range is the mapping in `region`; the advice changes no byte of it.
+    let done = unsafe {
+        rustix::mm::madvise(region.as_ptr().cast(), region.size(), Advice::LinuxHugepage)
+    };
+    done.map_err(|_| refused)
 }
 
 /// Refuses what the host could never hold. Guests that use little of their RAM may have more than there is, all

@@ -182,7 +182,13 @@ impl VfioUser {
             let keep_out = keep_out(msix.as_ref(), bar);
             backing[bar] = Backing::new(&format!("{label}: BAR{bar}"), region, bells, &keep_out);
         }
-        dma::map_ram(l, ram).map_err(failed("showing it the guest's memory"))?;
+        let showing = if ram.is_of_huge_pages() {
+            // They can be given back behind a server's back, and then end it when it looks.
+            "showing it the guest's huge pages, which `beamline host` takes only with `memory.hugepages` = \"transparent\","
+        } else {
+            "showing it the guest's memory"
+        };
+        dma::map_ram(l, ram).map_err(failed(showing))?;
         let is_pacer = vendor == pacer::VENDOR_ID
             && u16_at(&space, config::DEVICE_ID) == pacer::DEVICE_ID
             && sizes[0] >= pacer::BAR0_SIZE;
