@@ -46,13 +46,11 @@ pub(super) fn check(nodes: &[u32]) -> Result<(), MemoryError> {
     let online = online();
     // Where the kernel does not say it, it is asked by `bind`.
     let Some(there) = parse(&online) else { return Ok(()) };
-    match nodes.iter().all(|n| there.contains(n)) {
-        true => Ok(()),
-        false => {
-            let source = std::io::Error::from(std::io::ErrorKind::NotFound);
-            Err(MemoryError::Node { nodes: nodes.to_vec(), online, source })
-        }
+    if nodes.iter().all(|n| there.contains(n)) {
+        return Ok(());
     }
+    let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+    Err(MemoryError::Node { nodes: nodes.to_vec(), online, source })
 }
 
 /// The nodes that are there, as the kernel writes it: `0-1,3`.
