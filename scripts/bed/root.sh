@@ -75,6 +75,9 @@ within apt-get update
 # seabios: the firmware; kmod, cpio, busybox-static, xz-utils: the initramfs is put together with them.
 within apt-get install -y -t $suite-backports qemu-system-x86
 within apt-get install -y seabios kmod cpio busybox-static xz-utils
+# evtest: says what a guest's input device does. qemu-img: makes images that are not of our own make.
+within apt-get install -y evtest
+within apt-get install -y -t $suite-backports qemu-utils
 
 say "a stock kernel ($suite)"
 release=$(chroot "$root" apt-cache depends linux-image-amd64 |

@@ -1,6 +1,7 @@
 //! Where the bed and the programs are.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 /// What `make bed` has built, and what runs in it.
 pub(crate) struct Bed {
@@ -10,6 +11,8 @@ pub(crate) struct Bed {
     pub(crate) initramfs: PathBuf,
     /// The command.
     pub(crate) beamline: PathBuf,
+    /// Debian's tree, with its own libraries.
+    root: PathBuf,
     /// Static programs for the guest.
     programs: PathBuf,
 }
@@ -50,6 +53,7 @@ impl Bed {
             kernel: bed.join("vmlinuz"),
             initramfs: bed.join("initramfs.gz"),
             beamline: crate::command::newest(target, profile)?,
+            root: bed.join("root"),
             programs,
         })
     }
@@ -57,5 +61,18 @@ impl Bed {
     /// The bytes of a program for the guest.
     pub(crate) fn program(&self, name: &str) -> Vec<u8> {
         std::fs::read(self.programs.join(name)).unwrap()
+    }
+
+    /// A file of Debian's tree, such as `usr/bin/evtest`.
+    pub(crate) fn debian(&self, path: &str) -> PathBuf {
+        self.root.join(path)
+    }
+
+    /// A program of Debian's tree, with the libraries there.
+    pub(crate) fn debian_program(&self, path: &str) -> Command {
+        let mut command = Command::new(self.debian("lib64/ld-linux-x86-64.so.2"));
+        command.arg("--library-path").arg(self.debian("usr/lib/x86_64-linux-gnu"));
+        command.arg(self.debian(path));
+        command
     }
 }

@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 /// The slice's size.
 const SIZE: (u32, u32) = (640, 480);
 /// Bounds the wait for the picture.
-const PATIENCE: Duration = Duration::from_mins(1);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// Between two looks: a driver's console has no event that says when it has been drawn.
-const LOOK: Duration = Duration::from_millis(100);
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
 
-/// Loads the driver and writes to its console; holds the picture until a line comes.
-const SCRIPT: &str = r"
+/// Loads the driver and writes to its console.
+pub(crate) const DRAW: &str = r"
 modprobe virtio_gpu || exit
 for fb in /sys/class/graphics/fb[0-9]*; do
     echo display: name=$(cat $fb/name) size=$(cat $fb/virtual_size)
@@ -38,11 +38,15 @@ done
 dmesg | grep 'virtio_gpu.*ERROR.*response' | sed 's/^/driver: /'
 dmesg | grep -c 'virtio_gpu.*ERROR.*response' | sed 's/^/refused: /'
 echo shown
-read -r _
 ";
 
+/// Draws, and holds the picture until a line comes.
+fn script() -> String {
+    format!("{DRAW}read -r _\n")
+}
+
 /// The picture of [`draw_reference`].
-fn reference(bed: &Bed) -> &'static Picture {
+pub(crate) fn reference(bed: &Bed) -> &'static Picture {
     static DRAWN: OnceLock<Picture> = OnceLock::new();
     DRAWN.get_or_init(|| draw_reference(bed))
 }
@@ -52,7 +56,7 @@ fn draw_reference(bed: &Bed) -> Picture {
     let folder = tempfile::tempdir().unwrap();
     let (width, height) = SIZE;
     let machine = Machine {
-        script: SCRIPT,
+        script: &script(),
         programs: &[],
         devices: vec![format!("virtio-gpu-pci,bus=pcie.0,addr=5,xres={width},yres={height}")],
         iommu: Iommu::None,
@@ -104,7 +108,7 @@ fn console(bed: &Bed, profile: &str, refused: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let host = Host::start_as(bed, folder.path(), 60, profile);
     let machine = Machine {
-        script: SCRIPT,
+        script: &script(),
         programs: &[],
         devices: host.devices(),
         iommu: Iommu::None,

@@ -48,11 +48,13 @@ pub(crate) struct Hardware<'a> {
     pub(crate) memory: &'a str,
     /// A folder that the guest sees as the 9p file system `share`, and cannot write.
     pub(crate) share: Option<&'a Path>,
+    /// Further arguments of QEMU, before those of its devices.
+    pub(crate) arguments: Vec<String>,
 }
 
 impl Default for Hardware<'_> {
     fn default() -> Self {
-        Self { cpu: "max", memory: "512M", share: None }
+        Self { cpu: "max", memory: "512M", share: None, arguments: vec![] }
     }
 }
 
@@ -132,6 +134,7 @@ impl Guest {
                 ))
                 .args(["-device", "virtio-9p-pci,fsdev=share,mount_tag=share"]);
         }
+        command.args(&hardware.arguments);
         for device in &machine.devices {
             command.args(["-device", device]);
         }

@@ -14,12 +14,12 @@ use std::process::Command;
 /// A processor that QEMU models with SVM and nested paging.
 const CPU: &str = "EPYC-v4";
 /// What the inner guest's lines start with: its name in `beamline run`.
-const INNER: &str = "inner: ";
+pub(crate) const INNER: &str = "inner: ";
 /// The inner guest's CPUs.
-const CPUS: usize = 2;
+pub(crate) const CPUS: usize = 2;
 
 /// What the outer guest does first. Its own terminal is the test's line, and not the inner guest's.
-const OUTER: &str = r"
+pub(crate) const OUTER: &str = r"
 set -e
 modprobe kvm_amd
 modprobe 9pnet_virtio
@@ -33,7 +33,7 @@ set +e
 ";
 
 /// The inner guest's first process. What it says goes to the serial port.
-const INIT: &str = r#"#!/bin/busybox sh
+pub(crate) const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
 mount -t proc proc /proc
@@ -49,15 +49,24 @@ done
 "#;
 
 /// The folder that the outer guest sees: the command with its libraries, the kernel, the inner guest's
-/// initrd and configurations.
-fn share(bed: &Bed, folder: &Path, init: &str, files: &[(&str, &str)]) {
+/// initrd, with `programs` in its root, and configurations.
+pub(crate) fn share(
+    bed: &Bed,
+    folder: &Path,
+    init: &str,
+    programs: &[(&str, Vec<u8>)],
+    files: &[(&str, &str)],
+) {
     std::fs::create_dir(folder).unwrap();
     put(&bed.beamline, &folder.join("beamline"));
     put(&bed.kernel, &folder.join("vmlinuz"));
     for library in libraries(&bed.beamline) {
         put(&library, &folder.join(library.file_name().expect("a library has a name")));
     }
-    let initrd = crate::archive::Initramfs::on(&bed.initramfs).file("inner", init.as_bytes());
+    let mut initrd = crate::archive::Initramfs::on(&bed.initramfs).file("inner", init.as_bytes());
+    for (name, bytes) in programs {
+        initrd = initrd.file(name, bytes);
+    }
     std::fs::write(folder.join("initrd"), initrd.finish()).unwrap();
     for (name, text) in files {
         std::fs::write(folder.join(name), text).unwrap();
@@ -65,7 +74,7 @@ fn share(bed: &Bed, folder: &Path, init: &str, files: &[(&str, &str)]) {
 }
 
 /// A second name where that can be had, else a copy.
-fn put(from: &Path, to: &Path) {
+pub(crate) fn put(from: &Path, to: &Path) {
     let from = std::fs::canonicalize(from).unwrap();
     if std::fs::hard_link(&from, to).is_err() {
         std::fs::copy(&from, to).unwrap();
@@ -81,7 +90,7 @@ fn libraries(program: &Path) -> Vec<std::path::PathBuf> {
 }
 
 /// The inner guest's configuration: `init` is its first process, `memory` its RAM.
-fn config(memory: &str, more: &str) -> String {
+pub(crate) fn config(memory: &str, more: &str) -> String {
     format!(
         "[guest]\nname = \"inner\"\nimage = \"vmlinuz\"\ninitrd = \"initrd\"\n\
          cmdline = \"console=ttyS0 panic=-1 quiet rdinit=/inner\"\n\
@@ -96,20 +105,20 @@ fn run(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
 
 /// Starts the outer guest.
 fn start(bed: &Bed, folder: &Path, script: &str) -> Guest {
-    let machine = Machine {
-        script,
-        programs: &[],
-        devices: vec![],
-        iommu: Iommu::None,
-        words: "mitigations=off",
-    };
+    start_with(bed, folder, script, vec![])
+}
+
+/// Starts an outer guest that has further devices of QEMU.
+pub(crate) fn start_with(bed: &Bed, folder: &Path, script: &str, devices: Vec<String>) -> Guest {
+    let machine =
+        Machine { script, programs: &[], devices, iommu: Iommu::None, words: "mitigations=off" };
     let share = folder.join("share");
-    let hardware = Hardware { cpu: CPU, memory: "2G", share: Some(&share) };
+    let hardware = Hardware { cpu: CPU, memory: "2G", share: Some(&share), arguments: vec![] };
     Guest::start_on(bed, folder, &machine, &hardware)
 }
 
 /// The lines of the inner guest that start with `start`, without that.
-fn inner<'a>(said: &'a [String], start: &str) -> Vec<&'a str> {
+pub(crate) fn inner<'a>(said: &'a [String], start: &str) -> Vec<&'a str> {
     said.iter().filter_map(|line| line.strip_prefix(INNER)?.strip_prefix(start)).collect()
 }
 
@@ -132,7 +141,7 @@ fn a_stock_kernel_boots_on_two_cpus_and_switches_off() {
     let folder = tempfile::tempdir().unwrap();
     // More RAM than there is room below the PCI window; pages that nobody touches cost nothing.
     let init = format!("{INIT}poweroff -f\n");
-    share(&bed, &folder.path().join("share"), &init, &[("linux.toml", &config("4G", ""))]);
+    share(&bed, &folder.path().join("share"), &init, &[], &[("linux.toml", &config("4G", ""))]);
     let said = run(
         &bed,
         folder.path(),
@@ -197,7 +206,7 @@ fn a_stock_kernel_boots_by_the_pvh_protocol() {
     let folder = tempfile::tempdir().unwrap();
     let config = config("256M", "").replace("vmlinuz", "vmlinux");
     let init = format!("{INIT}poweroff -f\n");
-    share(&bed, &folder.path().join("share"), &init, &[("linux.toml", &config)]);
+    share(&bed, &folder.path().join("share"), &init, &[], &[("linux.toml", &config)]);
     let elf = vmlinux(&std::fs::read(&bed.kernel).unwrap());
     std::fs::write(folder.path().join("share/vmlinux"), elf).unwrap();
     let said = run(&bed, folder.path(), "beamline run /share/linux.toml\necho ended: status=$?\n");
@@ -221,7 +230,7 @@ fn a_guest_is_typed_to_and_boots_again_after_its_reset() {
         [ $word = again ] && /bin/busybox reboot -f\n\
         /bin/busybox poweroff -f\n";
     let config = config("128M", "").replace("[memory]", "on_reset = \"reboot\"\n[memory]");
-    share(&bed, &folder.path().join("share"), init, &[("linux.toml", &config)]);
+    share(&bed, &folder.path().join("share"), init, &[], &[("linux.toml", &config)]);
     // The outer guest's terminal is the inner one's console: there are no lines with its name then.
     let script = format!(
         "{OUTER}/share/ld-linux-x86-64.so.2 --library-path /share /share/beamline run --no-sandbox /share/linux.toml\n\
@@ -261,7 +270,7 @@ fn a_slices_functions_work_behind_our_own_vmm() {
          poweroff -f\n"
     );
     let files = [("host.toml", host), ("linux.toml", &config("256M", &devices.concat()))];
-    share(&bed, &folder.path().join("share"), &init, &files);
+    share(&bed, &folder.path().join("share"), &init, &[], &files);
     let said = run(
         &bed,
         folder.path(),

@@ -7,6 +7,8 @@ mod archive;
 mod bed;
 #[path = "../command.rs"]
 mod command;
+mod console;
+mod devices;
 mod display;
 mod flips;
 mod frames;

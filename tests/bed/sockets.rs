@@ -40,14 +40,28 @@ pub(crate) fn get(socket: &Path, path: &str) -> (u16, Vec<u8>) {
 
 /// Has QEMU write what its only display shows into a PNG file.
 pub(crate) fn screendump(qmp: &Path, file: &Path) {
-    let stream = connect(qmp);
+    let arguments = json!({ "filename": file, "format": "png" });
+    execute(qmp, &[json!({ "execute": "screendump", "arguments": arguments })]);
+}
+
+/// Presses keys of QEMU's keyboard, one after the other, by their names in QEMU.
+pub(crate) fn press(qmp: &Path, keys: &[&str]) {
+    let event = |key: &str, down: bool| {
+        let key = json!({ "type": "qcode", "data": key });
+        json!({ "type": "key", "data": { "down": down, "key": key } })
+    };
+    // A report for each.
+    let send = |event| json!({ "execute": "input-send-event", "arguments": { "events": [event] } });
+    let both = |key: &&str| [event(key, true), event(key, false)].map(send);
+    execute(qmp, &keys.iter().flat_map(both).collect::<Vec<_>>());
+}
+
+/// Has QEMU do things, one after the other.
+fn execute(qmp: &Path, commands: &[Value]) {
+    let mut stream = connect(qmp);
     let mut answers = BufReader::new(stream.try_clone().unwrap()).lines();
-    let mut stream = stream;
-    let commands = [
-        json!({ "execute": "qmp_capabilities" }),
-        json!({ "execute": "screendump", "arguments": { "filename": file, "format": "png" } }),
-    ];
-    for command in commands {
+    let ready = json!({ "execute": "qmp_capabilities" });
+    for command in std::iter::once(&ready).chain(commands) {
         writeln!(stream, "{command}").unwrap();
         // Greeting and events may come before.
         loop {

@@ -16,10 +16,14 @@ impl EventFd {
         Ok(Self(Arc::new(fd)))
     }
 
-    /// Makes it readable. Never blocks: a full counter is readable already.
+    /// Makes it readable, and wakes who waits for its signals. Never blocks.
     pub fn signal(&self) {
-        // The descriptor is an eventfd of ours, so the only error is a full counter.
-        let _ = rustix::io::write(&*self.0, &1u64.to_ne_bytes());
+        let one = 1u64.to_ne_bytes();
+        // The only error is a full counter, which only a peer can have filled: it wakes nobody any more.
+        if rustix::io::write(&*self.0, &one).is_err() {
+            self.take();
+            let _ = rustix::io::write(&*self.0, &one);
+        }
     }
 
     /// Takes the signal back; whether there was one.

@@ -13,6 +13,7 @@
 pub mod admit;
 pub mod api;
 pub mod ask;
+mod bells;
 mod collect;
 pub mod control;
 mod dispatch;

@@ -1,5 +1,6 @@
 //! The threads of one slice: two servers, a worker and a poster, and what joins them.
 
+use super::bells::Bells;
 use super::collect::RING as STAMPS;
 use super::threads::{Placement, Role};
 use super::{HostError, system};
@@ -7,7 +8,7 @@ use crate::backend::SliceLimits;
 use crate::config::{HostConfig, Profile, SliceConfig};
 use crate::device::eventfd::EventFd;
 use crate::device::pacer::{Pacer, PacerConfig, PacerShared};
-use crate::device::virtio::gpu::{GpuConfig, GpuHandle, VirtioGpu};
+use crate::device::virtio::gpu::{GpuConfig, VirtioGpu};
 use crate::mediate::dispatcher::SliceLink;
 use crate::mediate::display::screen::Screen;
 use crate::mediate::joint::{self, Joint, JointParts};
@@ -24,13 +25,12 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long a slice's threads may take to end.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(2);
-/// Most descriptors that one of its threads waits for.
-const MAX_WAIT: usize = 4;
 /// Resource IDs of one context.
 const MAX_RESOURCES: u32 = 1024;
 
@@ -52,15 +52,35 @@ pub(super) struct Parts<'a> {
     pub(super) recorder: &'a dyn Fn(usize) -> Recorder,
 }
 
+/// Doorbells, counted off the path: those who wait for them leave their counters alone.
+struct Rung {
+    kicks: Vec<EventFd>,
+    so_far: AtomicU64,
+}
+
+impl Rung {
+    /// A peer may count them up itself; that is no more than its own number.
+    fn read(&self) -> u64 {
+        let more = self.kicks.iter().map(EventFd::take_all).fold(0, u64::saturating_add);
+        self.so_far.fetch_add(more, Ordering::Relaxed).wrapping_add(more)
+    }
+}
+
 /// The threads of one slice. Dropping it ends them.
 pub(super) struct SliceServer {
     stop: Stop,
     threads: Vec<JoinHandle<()>>,
     pacer: Arc<PacerShared>,
     screen: Arc<Screen>,
+    rung: Rung,
 }
 
 impl SliceServer {
+    /// How often the guest has rung its doorbells, as their eventfds count it.
+    pub(super) fn doorbells(&self) -> u64 {
+        self.rung.read()
+    }
+
     /// What the guest shows without a GPU.
     pub(super) fn screen(&self) -> &Arc<Screen> {
         &self.screen
@@ -149,7 +169,7 @@ pub(super) fn start(parts: &Parts<'_>) -> Result<(SliceServer, SliceLink), HostE
     let Joint { link, worker, poster } =
         joint::join(joined, display).map_err(|e| system("make an eventfd")(e.into()))?;
     let functions = Functions { pacer, gpu, shared, screen };
-    let server = start_threads(parts, functions, worker, poster, link.poster.clone())?;
+    let server = start_threads(parts, functions, worker, poster, &link.poster)?;
     Ok((server, link))
 }
 
@@ -171,21 +191,28 @@ fn start_threads(
     functions: Functions,
     worker: Worker,
     poster: Poster,
-    poster_wake: EventFd,
+    poster_wake: &EventFd,
 ) -> Result<SliceServer, HostError> {
     let name = &parts.slice.name;
     let stop = Stop::new().map_err(system("make a stop handle"))?;
     let Functions { pacer, gpu, shared, screen } = functions;
-    let mut server = SliceServer { stop: stop.clone(), threads: Vec::new(), pacer: shared, screen };
+    let device = worker.device();
+    let kicks = [CONTROL_QUEUE, CURSOR_QUEUE].into_iter().filter_map(|queue| device.kick(queue));
+    let rung = Rung { kicks: kicks.clone().cloned().collect(), so_far: AtomicU64::new(0) };
+    let (stop_all, threads) = (stop.clone(), Vec::new());
+    let mut server = SliceServer { stop: stop_all, threads, pacer: shared, screen, rung };
     let mut spawn = |kind: &str, role, body: Box<dyn FnOnce() + Send>| {
         let thread = parts.placement.spawn(&format!("{kind}-{name}"), role, body);
         thread.map(|t| server.threads.push(t)).map_err(system("start a slice's thread"))
     };
-    let clock = Arc::clone(parts.clock);
-    let worker_stop = stop.clone();
-    spawn("work", Role::Worker, Box::new(move || run_worker(worker, &*clock, &worker_stop)))?;
-    let poster_stop = stop.clone();
-    spawn("post", Role::Poster, Box::new(move || run_poster(poster, &poster_wake, &poster_stop)))?;
+    let heard: Vec<&EventFd> = kicks.chain([device.wake()]).collect();
+    let waits = |heard: &[&EventFd]| Bells::new(heard, &stop).map_err(system("make an epoll"));
+    let worker_bells = waits(&heard)?;
+    let poster_bells = waits(&[poster_wake, poster.pacer().wake()])?;
+    let (clock, worker_stop) = (Arc::clone(parts.clock), stop.clone());
+    let work = move || run_worker(worker, &*clock, &worker_bells, &worker_stop);
+    spawn("work", Role::Worker, Box::new(work))?;
+    spawn("post", Role::Poster, Box::new(move || run_poster(poster, &poster_bells)))?;
     let listen = |path: &Path| {
         Listener::bind(path).map_err(|source| HostError::Listen { slice: name.clone(), source })
     };
@@ -208,28 +235,20 @@ fn run_server(listener: &Listener, mut device: impl Device, stop: &Stop) {
     device.disconnected();
 }
 
-fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
-    let device: GpuHandle = worker.device().clone();
-    let kicks = (device.kick(CONTROL_QUEUE), device.kick(CURSOR_QUEUE));
-    let (Some(kick), Some(cursor)) = kicks else { return };
+fn run_worker(mut worker: Worker, clock: &dyn Clock, bells: &Bells, stop: &Stop) {
+    let wake = worker.device().wake().clone();
     loop {
         let ended = match worker.step(clock.now()) {
             Turn::Again => wait(&mut [readable(stop)], Some(Nanos::ZERO)),
-            // The doorbell is left alone: the guest cannot make its time come sooner.
+            // The doorbells are left alone: the guest cannot make its time come sooner.
             Turn::Throttled(until) => {
                 let left = until.saturating_sub(clock.now()).max(Nanos(1));
-                wait_and_take(&[device.wake()], stop, Some(left))
-            }
-            Turn::Wait => {
-                let mut rung = 0u64;
-                let events = [kick, cursor, device.wake()];
-                let ended = wait_and_count(&events, stop, None, |event, signals| {
-                    // The last one is the device's own.
-                    rung = rung.saturating_add(if event < 2 { signals } else { 0 });
-                });
-                worker.rang(rung);
+                let ended = wait(&mut [readable(&wake), readable(stop)], Some(left));
+                // Who waits for readiness has to take it.
+                wake.take();
                 ended
             }
+            Turn::Wait => bells.wait(),
         };
         if ended {
             return;
@@ -237,42 +256,13 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, stop: &Stop) {
     }
 }
 
-fn run_poster(mut poster: Poster, wake: &EventFd, stop: &Stop) {
-    let pacer = poster.pacer().wake().clone();
+fn run_poster(mut poster: Poster, bells: &Bells) {
     loop {
         poster.step();
-        if wait_and_take(&[wake, &pacer], stop, None) {
+        if bells.wait() {
             return;
         }
     }
-}
-
-/// Waits for any of `events`, at most for `time`, and takes those that came; `true` where it is `stop` that came.
-fn wait_and_take(events: &[&EventFd], stop: &Stop, time: Option<Nanos>) -> bool {
-    wait_and_count(events, stop, time, |_, _| ())
-}
-
-/// As [`wait_and_take`]; `taken` is told which came, by its place in `events`, and how often it was signalled.
-/// Looking at the others would cost a system call each.
-fn wait_and_count(
-    events: &[&EventFd],
-    stop: &Stop,
-    time: Option<Nanos>,
-    mut taken: impl FnMut(usize, u64),
-) -> bool {
-    debug_assert!(events.len() < MAX_WAIT, "there is room for all");
-    let mut all = [(); MAX_WAIT].map(|()| readable(stop));
-    let fds = &mut all[..=events.len()];
-    for (fd, event) in fds.iter_mut().zip(events) {
-        *fd = readable(event);
-    }
-    let ended = wait(fds, time);
-    for (index, (fd, event)) in fds.iter().zip(events).enumerate() {
-        if !fd.revents().is_empty() {
-            taken(index, event.take_all());
-        }
-    }
-    ended
 }
 
 pub(super) fn readable<T: std::os::fd::AsFd>(fd: &T) -> PollFd<'_> {
@@ -300,4 +290,22 @@ fn new_slice_id() -> io::Result<SliceId> {
     let mut id = [0; 16];
     let n = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
     if n == id.len() { Ok(SliceId(id)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_doorbell_counts_once_whenever_it_is_asked() {
+        let kicks = [EventFd::new().unwrap(), EventFd::new().unwrap()];
+        let rung = Rung { kicks: kicks.to_vec(), so_far: AtomicU64::new(0) };
+        assert_eq!(rung.read(), 0);
+        for (kick, times) in kicks.iter().zip([3, 2]) {
+            (0..times).for_each(|_| kick.signal());
+        }
+        assert_eq!((rung.read(), rung.read()), (5, 5));
+        kicks[1].signal();
+        assert_eq!(rung.read(), 6);
+    }
 }

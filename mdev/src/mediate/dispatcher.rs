@@ -56,8 +56,6 @@ pub struct SliceCounters {
     pub busy: AtomicU64,
     /// Vblanks passed over because the host was late.
     pub skipped_vblanks: AtomicU64,
-    /// How often the guest rang its queues' doorbells.
-    pub doorbells: AtomicU64,
     /// A change of its contract is under way: set by who sends it, cleared by the dispatcher.
     pub changing: AtomicBool,
     /// A [`Stand`].

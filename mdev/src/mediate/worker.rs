@@ -134,12 +134,7 @@ impl Worker {
         &self.parts.device
     }
 
-    /// The guest has rung its doorbells so many times more.
-    pub fn rang(&self, times: u64) {
-        self.parts.counters.doorbells.fetch_add(times, Ordering::Relaxed);
-    }
-
-    /// Takes what has come. Doorbells and the device's wake-up are to be taken by who waits for them, before.
+    /// Takes what has come. What is signalled from here on is for the next step.
     pub fn step(&mut self, now: Nanos) -> Turn {
         self.follow_device();
         let turn = self.take_chains(now);

@@ -219,8 +219,8 @@ impl PacerHandle {
         self.shared.vblank_enabled()
     }
 
-    /// Readable when CONTROL or the guest's TSC changed, a vector is to be signalled, or the function was
-    /// reset. To be taken before the state is looked at.
+    /// Signalled when CONTROL or the guest's TSC changed, a vector is to be signalled, or the function was
+    /// reset: the state is to be looked at after.
     pub fn wake(&self) -> &EventFd {
         &self.shared.wake
     }

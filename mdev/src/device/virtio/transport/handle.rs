@@ -69,14 +69,14 @@ impl VirtioHandle {
         &self.0.memory
     }
 
-    /// The doorbell of a queue; `None` where there is no such queue. To be taken before the queue is
-    /// looked at.
+    /// The doorbell of a queue; `None` where there is no such queue. The queue is to be looked at
+    /// after each signal.
     pub fn kick(&self, queue: u16) -> Option<&EventFd> {
         self.0.kicks.get(usize::from(queue))
     }
 
-    /// Readable when the driver became ready or the device was reset. To be taken before
-    /// [`VirtioHandle::take_queues`].
+    /// Signalled when the driver became ready or the device was reset: [`VirtioHandle::take_queues`] comes
+    /// after.
     pub fn wake(&self) -> &EventFd {
         &self.0.wake
     }
