@@ -1,6 +1,7 @@
 //! Tiny guests, run on KVM where there is one.
 
 use crate::config::{Device, VfioUserDevice};
+use crate::interrupt::stats::Counter;
 use crate::testing::{Asm, Recorder, guest, kvm_or_skip};
 use crate::{ExitReason, GuestError, GuestState, PauseError, Vm, VmError};
 use std::time::Duration;
@@ -25,6 +26,32 @@ fn a_guest_prints_and_exits() {
     let (reason, console) = run(&Asm::default().print("hello\nworld").exit(7));
     assert_eq!(reason, ExitReason::GuestExit(7));
     assert_eq!(console.lines(), ["vr: hello", "vr: world"]);
+}
+
+#[test]
+fn kvms_own_counters_know_of_a_guests_exits() {
+    if !kvm_or_skip("kvms_own_counters_know_of_a_guests_exits") {
+        return;
+    }
+    let text = "a line of some length";
+    let (config, _dir) = guest(&Asm::default().print(text).exit(7));
+    let handle = Vm::new(config).unwrap().start().unwrap();
+    assert_eq!(handle.wait_timeout(LONG), Some(ExitReason::GuestExit(7)));
+    // Also of one that has ended.
+    handle.sample_interrupts();
+    let report = handle.interrupts();
+    println!("{report:?}");
+    assert_eq!(report.paced, None, "there is no pacer");
+    let counts = report.all.counts;
+    match (counts.get(Counter::Exits), &report.missing) {
+        (None, why) => println!("skip: kvms_own_counters_know_of_a_guests_exits: {why:?}"),
+        (Some(exits), why) => {
+            assert_eq!(why, &None);
+            // Each byte, and the end. Kinds of exits are not counted by every KVM.
+            assert!(exits > text.len() as u64, "{exits}");
+            assert!(exits >= handle.exits().io, "{exits}");
+        }
+    }
 }
 
 #[test]

@@ -18,20 +18,23 @@ use crate::devices::serial::{self, Console, LogConsole, SerialPort};
 use crate::devices::virtio::iommu::{Iommu, Views};
 use crate::devices::virtio::{self, Transport};
 use crate::interrupt::Gsi;
+use crate::interrupt::posted::Source;
+use crate::interrupt::stats::{StatsError, VmStats};
+use crate::interrupt::watch::{Report, TimingView, Watch};
 use crate::kick;
 use crate::life::{Life, Seated};
 use crate::machine::{Machine, SharedMachine};
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{Filled, GuestRam, MemoryError};
 use crate::passthrough::connect::{ConnectError, Cutter, connect};
 use crate::passthrough::vfio_user::{AttachError, VfioUser};
 use crate::pci::bus::BusError;
 use crate::pci::layout::Windows;
 use crate::pci::{Bus, PciFunction, Wiring};
-use crate::platform::{Platform, PlatformError};
+use crate::platform::{self, Platform, PlatformError};
 use crate::probe::{self, KvmKind};
 use crate::turn;
 use crate::vcpu::{self, ExitCounters, GuestError, VcpuError};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::VcpuFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -137,6 +140,9 @@ pub struct Vm {
     machine: SharedMachine,
     cutters: Vec<Cutter>,
     holds: Vec<(usize, virtio::Hold)>,
+    stats: Result<VmStats, StatsError>,
+    pages: Vec<TimingView>,
+    sources: Vec<(String, Source)>,
 }
 
 impl Vm {
@@ -147,8 +153,18 @@ impl Vm {
 
     /// Builds the guest; its output goes to `console`.
     pub fn with_console(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+        Self::with_progress(config, console, &mut |_| true)
+    }
+
+    /// As [`Self::with_console`]. Where the RAM is filled, `go_on` is told ten times a second how far that is, and ends
+    /// it by `false`.
+    pub fn with_progress(
+        config: Config,
+        console: Box<dyn Console>,
+        go_on: &mut dyn FnMut(Filled) -> bool,
+    ) -> Result<Self, VmError> {
         let devices = config.devices.clone();
-        let mut builder = Builder::new(config, console)?;
+        let mut builder = Builder::new(config, console, go_on)?;
         for (index, device) in devices.iter().enumerate() {
             let Device::VfioUser(device) = device else {
                 builder.attach_own(index, device)?;
@@ -164,10 +180,15 @@ impl Vm {
         builder.finish()
     }
 
+    /// The guest's functions, and who raises the interrupts of each.
+    pub fn interrupt_sources(&self) -> &[(String, Source)] {
+        &self.sources
+    }
+
     /// Runs the guest, each vCPU on a thread of its own.
     pub fn start(self) -> Result<VmHandle, VmError> {
         kick::install().map_err(|source| VmError::Refused { what: "the vCPUs' signal", source })?;
-        let Self { name, placement, vcpus, machine, cutters, holds } = self;
+        let Self { name, placement, vcpus, machine, cutters, holds, stats, pages, .. } = self;
         let life = Arc::new(Life::new(vcpus.len()));
         let machine = Arc::new(machine);
         let exits: Vec<_> = vcpus.iter().map(|_| Arc::new(ExitCounters::default())).collect();
@@ -178,7 +199,11 @@ impl Vm {
             cutters,
             holds,
         );
-        let mut handle = VmHandle { guest, threads: Vec::with_capacity(vcpus.len()) };
+        let mut handle = VmHandle {
+            guest,
+            threads: Vec::with_capacity(vcpus.len()),
+            watch: Watch::start(stats, pages),
+        };
         for (index, (vcpu, exits)) in vcpus.into_iter().zip(exits).enumerate() {
             let held = Held { vcpu, machine: Arc::clone(&machine), exits };
             let (own, placement) = (Arc::clone(&life), placement.clone());
@@ -231,6 +256,8 @@ struct Builder {
     tsc: clock::TscOffset,
     /// The IOMMU, where there is one, and what is behind it so far.
     iommu: Option<(Translation, Views)>,
+    pages: Vec<TimingView>,
+    sources: Vec<(String, Source)>,
 }
 
 /// The IOMMU that the configuration asks for: it comes behind all devices, of which those are behind it that
@@ -244,7 +271,11 @@ fn translation(config: &Config) -> Option<Translation> {
 }
 
 impl Builder {
-    fn new(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+    fn new(
+        config: Config,
+        console: Box<dyn Console>,
+        go_on: &mut dyn FnMut(Filled) -> bool,
+    ) -> Result<Self, VmError> {
         let refused = |what| move |source| VmError::Refused { what, source };
         let iommu = translation(&config);
         let Config { guest, memory, vcpus: placement, .. } = config;
@@ -255,7 +286,13 @@ impl Builder {
         // Port 0x61 is KVM's, too: kernels measure time by it.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(refused("the timer"))?;
-        let ram = GuestRam::new(memory.size)?;
+        if let Err(e) = platform::drop_late_ticks(&vm) {
+            tracing::debug!("KVM's timer raises late ticks, and AVIC stays off: {e}");
+        }
+        if let Some(limit) = placement.halt_poll_us {
+            halt_poll(&vm, limit).map_err(refused("vcpus.halt_poll_us (KVM_CAP_HALT_POLL)"))?;
+        }
+        let ram = GuestRam::build(&memory, go_on)?;
         let windows = Windows::beside(ram.end());
         let board = Board { vcpus: placement.count, windows, iommu };
         let rsdp = acpi::write(&ram, &board)?;
@@ -282,6 +319,7 @@ impl Builder {
         tracing::info!("{label}: the guest's TSC is the host's plus {}", offset as i64);
         let bus = Bus::new(windows);
         let (name, cutters, holds) = (guest.name, Vec::new(), Vec::new());
+        let (pages, sources) = (Vec::new(), Vec::new());
         Ok(Self {
             name,
             placement,
@@ -294,6 +332,8 @@ impl Builder {
             holds,
             tsc,
             iommu: board.iommu.map(|told| (told, Vec::new())),
+            pages,
+            sources,
         })
     }
 
@@ -305,6 +345,8 @@ impl Builder {
     ) -> Result<(), VmError> {
         let (function, view) = VfioUser::attach(label, link, &self.ram, self.tsc)?;
         tracing::debug!("{}: attached", function.label());
+        self.sources.push((function.label().to_owned(), Source::Irqfd));
+        self.pages.extend(function.timing());
         let slot = self.bus.add(Box::new(function))?;
         self.cutters.push(cutter);
         if let Some((_, views)) = &mut self.iommu {
@@ -331,6 +373,7 @@ impl Builder {
         let memory = Arc::new(self.ram.memory().clone());
         if let Some(built) = virtio::build(&self.name, index, device, &memory)? {
             tracing::debug!("{}: attached", built.function.label());
+            self.sources.push((built.function.label().to_owned(), Source::Irqfd));
             self.bus.add(Box::new(built.function))?;
             self.holds.push((index, built.hold));
         }
@@ -341,21 +384,43 @@ impl Builder {
         self.attach_iommu()?;
         self.bus.place_bars()?;
         let Self { name, placement, ram, vcpus, bus, serial, platform, cutters, holds, .. } = self;
+        let stats = VmStats::new(platform.vm(), &vcpus);
+        let (pages, sources) = (self.pages, self.sources);
         let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram));
-        Ok(Vm { name, placement, vcpus, machine, cutters, holds })
+        Ok(Vm { name, placement, vcpus, machine, cutters, holds, stats, pages, sources })
     }
+}
+
+/// Has a halted vCPU's thread look for its next interrupt for so long before it sleeps: µs, 0 for not at all.
+fn halt_poll(vm: &kvm_ioctls::VmFd, limit_us: u32) -> Result<(), errno::Error> {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_HALT_POLL, ..Default::default() };
+    // KVM takes ns.
+    cap.args[0] = u64::from(limit_us) * 1000;
+    vm.enable_cap(&cap)
 }
 
 /// A guest that was started. Dropping the handle stops the guest.
 pub struct VmHandle {
     guest: GuestControl,
     threads: Vec<JoinHandle<()>>,
+    watch: Watch,
 }
 
 impl VmHandle {
     /// A second hold on the guest, which any thread may have. It does not keep the guest alive.
     pub fn guest(&self) -> GuestControl {
         self.guest.clone()
+    }
+
+    /// Looks at KVM's counters and at the vblanks that came. Call it several times a second for as long as the
+    /// guest runs: what came between two calls is told apart only by them.
+    pub fn sample_interrupts(&self) {
+        self.watch.sample();
+    }
+
+    /// What the guest's interrupts have cost, up to the latest [`Self::sample_interrupts`].
+    pub fn interrupts(&self) -> Report {
+        self.watch.report()
     }
 }
 
@@ -386,7 +451,7 @@ impl Vm {
         link: Box<dyn crate::passthrough::link::Link>,
         cutter: Cutter,
     ) -> Result<Self, VmError> {
-        let mut builder = Builder::new(config, console)?;
+        let mut builder = Builder::new(config, console, &mut |_| true)?;
         builder.attach("test".into(), link, cutter)?;
         builder.finish()
     }

@@ -28,8 +28,16 @@ impl EventFd {
 
     /// Takes the signal back; whether there was one.
     pub fn take(&self) -> bool {
+        self.take_all() > 0
+    }
+
+    /// Takes all signals back; how many there were.
+    pub fn take_all(&self) -> u64 {
         let mut count = [0; 8];
-        matches!(rustix::io::read(&*self.0, &mut count), Ok(8))
+        match rustix::io::read(&*self.0, &mut count) {
+            Ok(8) => u64::from_ne_bytes(count),
+            _ => 0,
+        }
     }
 }
 

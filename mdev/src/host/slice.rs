@@ -25,6 +25,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -51,15 +52,35 @@ pub(super) struct Parts<'a> {
     pub(super) recorder: &'a dyn Fn(usize) -> Recorder,
 }
 
+/// Doorbells, counted off the path: those who wait for them leave their counters alone.
+struct Rung {
+    kicks: Vec<EventFd>,
+    so_far: AtomicU64,
+}
+
+impl Rung {
+    /// A peer may count them up itself; that is no more than its own number.
+    fn read(&self) -> u64 {
+        let more = self.kicks.iter().map(EventFd::take_all).fold(0, u64::saturating_add);
+        self.so_far.fetch_add(more, Ordering::Relaxed).wrapping_add(more)
+    }
+}
+
 /// The threads of one slice. Dropping it ends them.
 pub(super) struct SliceServer {
     stop: Stop,
     threads: Vec<JoinHandle<()>>,
     pacer: Arc<PacerShared>,
     screen: Arc<Screen>,
+    rung: Rung,
 }
 
 impl SliceServer {
+    /// How often the guest has rung its doorbells, as their eventfds count it.
+    pub(super) fn doorbells(&self) -> u64 {
+        self.rung.read()
+    }
+
     /// What the guest shows without a GPU.
     pub(super) fn screen(&self) -> &Arc<Screen> {
         &self.screen
@@ -175,13 +196,15 @@ fn start_threads(
     let name = &parts.slice.name;
     let stop = Stop::new().map_err(system("make a stop handle"))?;
     let Functions { pacer, gpu, shared, screen } = functions;
-    let mut server = SliceServer { stop: stop.clone(), threads: Vec::new(), pacer: shared, screen };
+    let device = worker.device();
+    let kicks = [CONTROL_QUEUE, CURSOR_QUEUE].into_iter().filter_map(|queue| device.kick(queue));
+    let rung = Rung { kicks: kicks.clone().cloned().collect(), so_far: AtomicU64::new(0) };
+    let (stop_all, threads) = (stop.clone(), Vec::new());
+    let mut server = SliceServer { stop: stop_all, threads, pacer: shared, screen, rung };
     let mut spawn = |kind: &str, role, body: Box<dyn FnOnce() + Send>| {
         let thread = parts.placement.spawn(&format!("{kind}-{name}"), role, body);
         thread.map(|t| server.threads.push(t)).map_err(system("start a slice's thread"))
     };
-    let device = worker.device();
-    let kicks = [CONTROL_QUEUE, CURSOR_QUEUE].into_iter().filter_map(|queue| device.kick(queue));
     let heard: Vec<&EventFd> = kicks.chain([device.wake()]).collect();
     let waits = |heard: &[&EventFd]| Bells::new(heard, &stop).map_err(system("make an epoll"));
     let worker_bells = waits(&heard)?;
@@ -267,4 +290,22 @@ fn new_slice_id() -> io::Result<SliceId> {
     let mut id = [0; 16];
     let n = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
     if n == id.len() { Ok(SliceId(id)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_doorbell_counts_once_whenever_it_is_asked() {
+        let kicks = [EventFd::new().unwrap(), EventFd::new().unwrap()];
+        let rung = Rung { kicks: kicks.to_vec(), so_far: AtomicU64::new(0) };
+        assert_eq!(rung.read(), 0);
+        for (kick, times) in kicks.iter().zip([3, 2]) {
+            (0..times).for_each(|_| kick.signal());
+        }
+        assert_eq!((rung.read(), rung.read()), (5, 5));
+        kicks[1].signal();
+        assert_eq!(rung.read(), 6);
+    }
 }

@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 /// This very file, also where it was replaced since.
 const PROGRAM: &str = "/proc/self/exe";
 
+/// What is said of the machine's memory, huge pages and NUMA nodes.
+const MACHINE: [&str; 3] = ["/proc/meminfo", "/sys/kernel/mm", "/sys/devices/system/node"];
+
 /// What every process may read: itself, where a panic looks for names, and its share of the machine.
 fn own_files() -> Files {
     Files {
@@ -34,6 +37,8 @@ pub(crate) fn vmm_set_up(config: &Config) -> anyhow::Result<()> {
         // The socket is made and removed there.
         files.sockets.push(self::folder(folder));
     }
+    // What memory there is.
+    files.read.extend(MACHINE.map(Into::into));
     let files = config.devices.iter().map(device).fold(files, Files::and);
     warn(restrict(&files, Keep::vmm_set_up()).map_err(classed)?);
     Ok(())

@@ -16,6 +16,7 @@ mod events;
 mod failure;
 mod guest;
 mod host;
+mod interrupts;
 mod lives;
 mod output;
 mod renderer;

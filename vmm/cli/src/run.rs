@@ -5,15 +5,17 @@ use crate::check;
 use crate::confine;
 use crate::events::{Events, GuestEvent};
 use crate::failure::{self, RESET, refused_by};
+use crate::interrupts::{Interrupts, LOOK};
 use crate::lives;
 use crate::output;
 use crate::signals::Stop;
 use crate::terminal::{Keys, Terminal, TerminalConsole};
 use anyhow::Context;
 use beamline_vmm::config::{Api, OnReset};
+use beamline_vmm::memory::{Filled, MemoryError};
 use beamline_vmm::sandbox::tell_stdout;
 use beamline_vmm::{Config, Console, ExitReason, Vm, VmError, VmHandle};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -121,6 +123,8 @@ fn life(config: &Config, options: &Run, stop: &Stop, events: Events) -> anyhow::
     if let Some(folder) = config.api.as_ref().and_then(|api| api.socket.parent()) {
         confine::make_folder(folder);
     }
+    // Looked up before the sandbox hides it.
+    let mut interrupts = Interrupts::here();
     if sandbox {
         if options.json {
             tell_stdout();
@@ -134,10 +138,17 @@ fn life(config: &Config, options: &Run, stop: &Stop, events: Events) -> anyhow::
     let api = config.api.as_ref().map(|api| ApiSocket::bind(&api.socket)).transpose()?;
     let console: Box<dyn Console> =
         if terminal.is_some() { Box::new(TerminalConsole::new()) } else { Box::new(Lines) };
-    let vm = Vm::with_console(config.clone(), console).map_err(failed)?;
+    let vm = match build(config.clone(), console, stop) {
+        Ok(vm) => vm,
+        // Asked to end before it began.
+        Err(VmError::Memory(MemoryError::Interrupted)) => return Ok(ExitReason::Stopped),
+        Err(error) => return Err(failed(error)),
+    };
     if sandbox {
         confine::vmm_run()?;
     }
+    let name = &config.guest.name;
+    interrupts.announce(name, vm.interrupt_sources());
     let handle = vm.start().map_err(failed)?;
     events.say(&GuestEvent::Started {
         guest: config.guest.name.clone(),
@@ -145,7 +156,9 @@ fn life(config: &Config, options: &Run, stop: &Stop, events: Events) -> anyhow::
         api: config.api.as_ref().map(|api| api.socket.clone()),
     });
     let api = api.map(|api| api.serve(config, handle.guest(), events)).transpose()?;
-    let reason = wait(&handle, stop, terminal.as_ref())?;
+    let ended = wait(&handle, stop, terminal.as_ref());
+    interrupts.conclude(name, &handle, options.json || terminal.is_none())?;
+    let reason = ended?;
     // Whoever asked for the end is answered, and nothing is said of the guest after that.
     drop(api);
     match &reason {
@@ -159,6 +172,21 @@ fn life(config: &Config, options: &Run, stop: &Stop, events: Events) -> anyhow::
     }
     // A signal that comes during a reset ends the guest all the same.
     Ok(if stop.requested() && reason == ExitReason::Reset { ExitReason::Stopped } else { reason })
+}
+
+/// Builds the guest, says how far its RAM is filled, and gives that up when a signal comes.
+fn build(config: Config, console: Box<dyn Console>, stop: &Stop) -> Result<Vm, VmError> {
+    let name = config.guest.name.clone();
+    let mut progress = output::Progress::new();
+    Vm::with_progress(config, console, &mut |Filled { done, all }| {
+        progress.show(&format!(
+            "{name}: filling its RAM, {} of {} MiB, {}%",
+            done >> 20,
+            all >> 20,
+            u128::from(done) * 100 / u128::from(all.max(1))
+        ));
+        !stop.requested()
+    })
 }
 
 /// What has to be there before a guest can run is the user's to mend; the rest has failed.
@@ -190,12 +218,13 @@ fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::
             drop(ends);
             reason
         });
+        let look = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
         let (mut input, mut keys) = (terminal.map(Terminal::input), Keys::default());
         loop {
             let mut fds =
                 vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
             fds.extend(input.map(|input| PollFd::new(input, PollFlags::IN)));
-            match poll(&mut fds, None) {
+            match poll(&mut fds, Some(&look)) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
                     handle.request_stop();
@@ -203,6 +232,8 @@ fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::
                 }
                 Ok(_) => {}
             }
+            // Whatever woke it: a look more does no harm.
+            handle.sample_interrupts();
             if !fds[0].revents().is_empty() {
                 handle.stop();
                 break;

@@ -14,7 +14,7 @@ pub use devices::{
 };
 pub use guest::{Guest, OnReset};
 pub use iommu::Iommu;
-pub use memory::Memory;
+pub use memory::{HugePages, MAX_NODE, Memory};
 pub use vcpus::Vcpus;
 
 use schemars::JsonSchema;

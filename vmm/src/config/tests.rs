@@ -51,6 +51,45 @@ fn a_good_file() {
 }
 
 #[test]
+fn what_the_ram_is_made_of() {
+    let with = |size: &str, more: &str| {
+        GOOD.replacen("size = \"32M\"", &format!("size = \"{size}\"\n{more}"), 1)
+    };
+    let memory = |size: &str, more: &str| parse(&with(size, more)).unwrap().memory;
+    let plain = Memory {
+        size: 32 << 20,
+        hugepages: None,
+        transparent: false,
+        prefault: false,
+        host_nodes: vec![],
+    };
+    assert_eq!(memory("32M", ""), plain);
+    let huge = memory("4G", "hugepages = \"1G\"\nprefault = true\nhost_nodes = [0, 3]");
+    assert_eq!(huge.hugepages.map(HugePages::bytes), Some(1 << 30));
+    assert_eq!((huge.prefault, &huge.host_nodes[..]), (true, &[0, 3][..]));
+    assert!(!memory("32M", "hugepages = \"2M\"").prefault);
+    let made = Memory { transparent: true, ..plain };
+    assert_eq!(memory("32M", "hugepages = \"transparent\""), made);
+    assert!(
+        memory("32M", "hugepages = \"2M\"\nhost_nodes = [0]").prefault,
+        "nothing else reserves them"
+    );
+    for (size, more, part) in [
+        ("32M", "hugepages = \"1G\"", "memory.size"),
+        ("32M", "hugepages = \"4K\"", "\"2M\", \"1G\" or"),
+        ("32M", "host_nodes = [1024]", "names node 1024"),
+        ("32M", "hugepages = \"2M\"\nhost_nodes = [0]\nprefault = false", "memory.prefault"),
+        ("32M", "prefalt = true", "prefalt"),
+    ] {
+        let text = message(&with(size, more));
+        assert!(text.contains(part), "no `{part}` in {text}");
+    }
+    let polled = GOOD.replacen("count = 1", "count = 1\nhalt_poll_us = 200", 1);
+    assert_eq!(parse(&polled).unwrap().vcpus.halt_poll_us, Some(200));
+    assert!(message(&polled.replacen("200", "10001", 1)).contains("vcpus.halt_poll_us: is 10001"));
+}
+
+#[test]
 fn a_linux_guest() {
     let more = "[guest]\ninitrd = \"initrd.img\"\non_reset = \"reboot\"";
     let text = GOOD.replacen("[guest]", more, 1).replacen("count = 1", "count = 2", 1);

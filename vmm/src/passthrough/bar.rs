@@ -81,6 +81,11 @@ impl Backing {
         self.areas.iter().any(|a| !a.write && range(a.at).contains(&offset))
     }
 
+    /// The mapping of the area that starts at `offset`.
+    pub(crate) fn mapping(&self, offset: u64) -> Option<Arc<MmapRegion>> {
+        self.areas.iter().find(|a| a.at.offset == offset).map(|a| Arc::clone(&a.region))
+    }
+
     fn take_areas(&mut self, label: &str, mapping: RemoteMapping, keep_out: &[Range<u64>]) {
         let file = File::from(mapping.fd);
         if let Err(why) = is_sealed(&file) {

@@ -14,6 +14,7 @@ use super::reset;
 use super::server::Server;
 use crate::Gpa;
 use crate::clock::TscOffset;
+use crate::interrupt::watch::TimingView;
 use crate::memory::GuestRam;
 use crate::pci::bar::{self, BARS, BarError, BarShapes};
 use crate::pci::msix::{Capability, Msix, MsixError, Signaller};
@@ -29,6 +30,9 @@ use std::sync::Arc;
 const FIRST_CAPABILITY: u8 = 0x40;
 /// A list that is longer than configuration space has room for is a loop.
 const MAX_CAPABILITIES: usize = 48;
+
+/// The BAR that is a pacer's timing page.
+const TIMING_BAR: usize = 2;
 
 /// Why a function cannot be attached.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +156,13 @@ impl VfioUser {
         }
         let server = Arc::new(Server::new(label.clone(), link));
         let mut view = RamView::new(Arc::clone(&server), ram.share());
-        view.show_ram().map_err(failed("showing it the guest's memory"))?;
+        let showing = if ram.is_of_huge_pages() {
+            // They can be given back behind a server's back, and then end it when it looks.
+            "showing it the guest's huge pages, which `beamline host` takes only with `memory.hugepages` = \"transparent\","
+        } else {
+            "showing it the guest's memory"
+        };
+        view.show_ram().map_err(failed(showing))?;
         let is_pacer = vendor == pacer::VENDOR_ID
             && u16_at(&space, config::DEVICE_ID) == pacer::DEVICE_ID
             && sizes[0] >= pacer::BAR0_SIZE;
@@ -167,6 +177,12 @@ impl VfioUser {
         };
         this.tell_tsc();
         Ok((this, view))
+    }
+
+    /// The timing page, where this is a pacer whose page is mapped.
+    pub(crate) fn timing(&self) -> Option<TimingView> {
+        self.tsc?;
+        TimingView::new(self.backing[TIMING_BAR].mapping(0)?)
     }
 
     /// Tells a pacer how the guest's TSC relates to the host's.
