@@ -128,15 +128,30 @@ impl Running {
         this
     }
 
+    /// The next event that is not about a life's interrupts.
     fn event(&mut self) -> Value {
-        serde_json::from_str(&self.lines.next().expect("it says more").unwrap()).unwrap()
+        loop {
+            let line = self.lines.next().expect("it says more").unwrap();
+            let event: Value = serde_json::from_str(&line).unwrap();
+            if event["event"] != "interrupts" {
+                return event;
+            }
+        }
     }
 
+    /// Its exit code; the events that are left, without the one about the last life's interrupts, which has to be
+    /// there; what the guest said.
     fn ends(mut self) -> (Option<i32>, Vec<Value>, String) {
-        let events =
+        let mut events: Vec<Value> =
             self.lines.by_ref().map(|l| serde_json::from_str(&l.unwrap()).unwrap()).collect();
-        let mut console = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut console).unwrap();
+        let told = events.iter().filter(|e| e["event"] == "interrupts").count();
+        assert_eq!(told, 1, "{events:?}");
+        events.retain(|e| e["event"] != "interrupts");
+        let mut stderr = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+        // What the command itself has to say is no line of the guest.
+        let console = stderr.lines().filter(|line| !line.starts_with("beamline: "));
+        let console = console.flat_map(|line| [line, "\n"]).collect();
         (self.child.wait().unwrap().code(), events, console)
     }
 }
