@@ -257,10 +257,7 @@ impl Controller {
             quiesce: entry.quiesce(),
             changing: entry.counters.changing.load(Ordering::Acquire),
             leaving: entry.server.is_none(),
-            stats: SliceStats {
-                doorbells: entry.server.as_ref().map_or(0, SliceServer::doorbells),
-                ..stats(&entry.config.name, &entry.counters)
-            },
+            stats: stats(&entry.config.name, &entry.counters),
             config: entry.config.clone(),
         }
     }
@@ -520,7 +517,6 @@ fn stats(name: &str, c: &SliceCounters) -> SliceStats {
         failed: load(&c.failed),
         busy: Nanos(load(&c.busy)),
         skipped_vblanks: load(&c.skipped_vblanks),
-        // Counted elsewhere.
-        doorbells: 0,
+        doorbells: load(&c.doorbells),
     }
 }

@@ -1,6 +1,6 @@
 //! The threads of one slice: two servers, a worker and a poster, and what joins them.
 
-use super::bells::Bells;
+use super::bells::{Bells, Heard};
 use super::collect::RING as STAMPS;
 use super::threads::{Placement, Role};
 use super::{HostError, system};
@@ -25,7 +25,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -52,35 +51,15 @@ pub(super) struct Parts<'a> {
     pub(super) recorder: &'a dyn Fn(usize) -> Recorder,
 }
 
-/// Doorbells, counted off the path: those who wait for them leave their counters alone.
-struct Rung {
-    kicks: Vec<EventFd>,
-    so_far: AtomicU64,
-}
-
-impl Rung {
-    /// A peer may count them up itself; that is no more than its own number.
-    fn read(&self) -> u64 {
-        let more = self.kicks.iter().map(EventFd::take_all).fold(0, u64::saturating_add);
-        self.so_far.fetch_add(more, Ordering::Relaxed).wrapping_add(more)
-    }
-}
-
 /// The threads of one slice. Dropping it ends them.
 pub(super) struct SliceServer {
     stop: Stop,
     threads: Vec<JoinHandle<()>>,
     pacer: Arc<PacerShared>,
     screen: Arc<Screen>,
-    rung: Rung,
 }
 
 impl SliceServer {
-    /// How often the guest has rung its doorbells, as their eventfds count it.
-    pub(super) fn doorbells(&self) -> u64 {
-        self.rung.read()
-    }
-
     /// What the guest shows without a GPU.
     pub(super) fn screen(&self) -> &Arc<Screen> {
         &self.screen
@@ -196,21 +175,21 @@ fn start_threads(
     let name = &parts.slice.name;
     let stop = Stop::new().map_err(system("make a stop handle"))?;
     let Functions { pacer, gpu, shared, screen } = functions;
-    let device = worker.device();
-    let kicks = [CONTROL_QUEUE, CURSOR_QUEUE].into_iter().filter_map(|queue| device.kick(queue));
-    let rung = Rung { kicks: kicks.clone().cloned().collect(), so_far: AtomicU64::new(0) };
     let (stop_all, threads) = (stop.clone(), Vec::new());
-    let mut server = SliceServer { stop: stop_all, threads, pacer: shared, screen, rung };
+    let mut server = SliceServer { stop: stop_all, threads, pacer: shared, screen };
     let mut spawn = |kind: &str, role, body: Box<dyn FnOnce() + Send>| {
         let thread = parts.placement.spawn(&format!("{kind}-{name}"), role, body);
         thread.map(|t| server.threads.push(t)).map_err(system("start a slice's thread"))
     };
-    let heard: Vec<&EventFd> = kicks.chain([device.wake()]).collect();
+    let device = worker.device();
+    let queues = [CONTROL_QUEUE, CURSOR_QUEUE].into_iter();
+    let kicks: Vec<EventFd> = queues.filter_map(|queue| device.kick(queue)).cloned().collect();
+    let heard: Vec<&EventFd> = kicks.iter().chain([device.wake()]).collect();
     let waits = |heard: &[&EventFd]| Bells::new(heard, &stop).map_err(system("make an epoll"));
     let worker_bells = waits(&heard)?;
     let poster_bells = waits(&[poster_wake, poster.pacer().wake()])?;
     let (clock, worker_stop) = (Arc::clone(parts.clock), stop.clone());
-    let work = move || run_worker(worker, &*clock, &worker_bells, &worker_stop);
+    let work = move || run_worker(worker, &kicks, &*clock, &worker_bells, &worker_stop);
     spawn("work", Role::Worker, Box::new(work))?;
     spawn("post", Role::Poster, Box::new(move || run_poster(poster, &poster_bells)))?;
     let listen = |path: &Path| {
@@ -235,8 +214,15 @@ fn run_server(listener: &Listener, mut device: impl Device, stop: &Stop) {
     device.disconnected();
 }
 
-fn run_worker(mut worker: Worker, clock: &dyn Clock, bells: &Bells, stop: &Stop) {
+fn run_worker(
+    mut worker: Worker,
+    kicks: &[EventFd],
+    clock: &dyn Clock,
+    bells: &Bells,
+    stop: &Stop,
+) {
     let wake = worker.device().wake().clone();
+    let mut heard = Heard::default();
     loop {
         let ended = match worker.step(clock.now()) {
             Turn::Again => wait(&mut [readable(stop)], Some(Nanos::ZERO)),
@@ -248,7 +234,12 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, bells: &Bells, stop: &Stop)
                 wake.take();
                 ended
             }
-            Turn::Wait => bells.wait(),
+            // Doorbells are counted when the work is done. One that came meanwhile is counted with them: look again.
+            Turn::Wait if worker.count_doorbells(rung(kicks, std::mem::take(&mut heard))) => false,
+            Turn::Wait => {
+                heard = bells.wait();
+                heard.stop()
+            }
         };
         if ended {
             return;
@@ -256,10 +247,16 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, bells: &Bells, stop: &Stop)
     }
 }
 
+/// How often those of the doorbells rang that were heard.
+fn rung(kicks: &[EventFd], heard: Heard) -> u64 {
+    let heard = kicks.iter().enumerate().filter(|(number, _)| heard.has(*number));
+    heard.map(|(_, kick)| kick.take_all()).fold(0, u64::saturating_add)
+}
+
 fn run_poster(mut poster: Poster, bells: &Bells) {
     loop {
         poster.step();
-        if bells.wait() {
+        if bells.wait().stop() {
             return;
         }
     }
@@ -297,15 +294,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_doorbell_counts_once_whenever_it_is_asked() {
+    fn doorbells_that_were_heard_count_once_each() {
+        let stop = Stop::new().unwrap();
         let kicks = [EventFd::new().unwrap(), EventFd::new().unwrap()];
-        let rung = Rung { kicks: kicks.to_vec(), so_far: AtomicU64::new(0) };
-        assert_eq!(rung.read(), 0);
+        let bells = Bells::new(&[&kicks[0], &kicks[1]], &stop).unwrap();
+        assert_eq!(rung(&kicks, Heard::default()), 0);
         for (kick, times) in kicks.iter().zip([3, 2]) {
             (0..times).for_each(|_| kick.signal());
         }
-        assert_eq!((rung.read(), rung.read()), (5, 5));
+        let heard = bells.wait();
+        assert_eq!((rung(&kicks, heard), rung(&kicks, heard)), (5, 0));
         kicks[1].signal();
-        assert_eq!(rung.read(), 6);
+        assert_eq!(rung(&kicks, Heard::default()), 0);
+        assert_eq!(rung(&kicks, bells.wait()), 1);
     }
 }

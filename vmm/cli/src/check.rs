@@ -228,7 +228,9 @@ fn read_memory(text: &str) -> HostMemory {
         let kib: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
         kib.checked_mul(1024)
     };
-    let total = line("MemTotal:").unwrap_or(u64::MAX);
+    // With what can be swapped out: the VMM itself refuses no less.
+    let swap = line("SwapTotal:").unwrap_or(0);
+    let total = line("MemTotal:").unwrap_or(u64::MAX).saturating_add(swap);
     HostMemory { total, available: line("MemAvailable:").unwrap_or(total) }
 }
 

@@ -3,7 +3,7 @@
 use crate::failure::refused;
 use beamline_mdev::config::{BackendKind, HostConfig};
 use beamline_vmm::Config;
-use beamline_vmm::config::{Device, InputDevice};
+use beamline_vmm::config::{Device, InputDevice, NetPort};
 use beamline_vmm::devices::virtio::console::Output;
 use beamline_vmm::sandbox::{
     Enforced, Files, Keep, Role, SandboxError, Threads, confine, drop_capabilities, launcher_files,
@@ -58,7 +58,11 @@ fn device(device: &Device) -> Files {
                 (false, _) => files.devices.push(path),
             }
         }
-        Device::Net(_) => files.devices.push("/dev/net/tun".into()),
+        Device::Net(net) => match &net.port {
+            NetPort::Tap(_) => files.devices.push("/dev/net/tun".into()),
+            // It is connected to, which needs no right to a file.
+            NetPort::VhostUser(_) => {}
+        },
         Device::Vsock(_) => files.devices.push("/dev/vhost-vsock".into()),
         Device::Console(console) => match &console.output {
             Output::Terminal => {}

@@ -36,6 +36,8 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<ExitReason> {
                 }
             }
             Some(code) => std::process::exit(code),
+            // The signal came before it could take it.
+            None if stop.requested() => return Ok(ExitReason::Stopped),
             None => anyhow::bail!("the guest's process was ended by another: {status}"),
         }
     }

@@ -227,7 +227,7 @@ fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::
             match poll(&mut fds, Some(&look)) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
-                    handle.request_stop();
+                    handle.stop();
                     return Err(error).context("poll");
                 }
                 Ok(_) => {}

@@ -138,9 +138,19 @@ impl Config {
 
     fn check(raw: Raw, base: &Path) -> Result<Self, Wrong> {
         let devices = devices::check(raw.device, base)?;
+        let memory = raw.memory.check()?;
+        if memory.hugepages.is_some()
+            && let Some(index) = devices.iter().position(|d| matches!(d, Device::Balloon))
+        {
+            return Err(Wrong::new(
+                format!("device[{index}].type"),
+                "is a balloon, which gives pages back, and `memory.hugepages` takes some from the host's pools for as \
+                 long as the guest runs: leave out one of them, or use \"transparent\"",
+            ));
+        }
         Ok(Self {
             guest: raw.guest.check(base)?,
-            memory: raw.memory.check()?,
+            memory,
             vcpus: raw.vcpus.check()?,
             iommu: raw.iommu.check(&devices)?,
             devices,

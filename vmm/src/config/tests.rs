@@ -179,3 +179,14 @@ fn an_iommu_takes_a_slot() {
     assert!(text.contains("iommu.enabled") && text.contains("30 devices"), "{text}");
     assert!(message(&with(1).replace("enabled", "on")).contains("on"));
 }
+
+#[test]
+fn a_balloon_takes_no_pages_of_the_pools() {
+    let with = |pages: &str| {
+        GOOD.replace("[memory]", &format!("[memory]\nhugepages = \"{pages}\""))
+            + "\n[[device]]\ntype = \"virtio-balloon\"\n"
+    };
+    let text = message(&with("2M"));
+    assert!(text.contains("].type: ") && text.contains("transparent"), "{text}");
+    assert!(parse(&with("transparent")).is_ok());
+}

@@ -170,7 +170,12 @@ impl VmStats {
         vcpus: impl IntoIterator<Item = &'a V>,
     ) -> Result<Self, StatsError> {
         let held = platform::duplicate(vm).map_err(StatsError::Hold)?;
-        let open = |vcpu| platform::stats(vcpu).map_err(StatsError::Missing);
+        let open = |vcpu| {
+            platform::stats(vcpu).map_err(|e| match e.errno() {
+                libc::ENOTTY | libc::EINVAL => StatsError::Missing(e),
+                _ => StatsError::Read(e.into()),
+            })
+        };
         let vcpus = vcpus
             .into_iter()
             .map(|vcpu| VcpuStats::new(open(vcpu)?.into()))

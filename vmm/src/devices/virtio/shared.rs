@@ -3,7 +3,9 @@
 use crate::pci::msix::Signaller;
 use arc_swap::ArcSwapOption;
 use beamline_abi::virtio_pci::NO_VECTOR;
+use rustix::io::ReadWriteFlags;
 use std::convert::Infallible;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
@@ -173,6 +175,8 @@ pub(crate) fn signal(event: &OwnedFd) {
 
 /// Empties an eventfd.
 pub(crate) fn drain(event: &OwnedFd) {
-    // Fails where it is empty, which is what is wanted.
-    let _ = rustix::io::read(event, &mut [0; 8]);
+    // Fails where it is empty, which is what is wanted. A server that has it too may have made it a blocking one.
+    let mut count = [0; 8];
+    let mut parts = [IoSliceMut::new(&mut count)];
+    let _ = rustix::io::preadv2(event, &mut parts, u64::MAX, ReadWriteFlags::NOWAIT);
 }

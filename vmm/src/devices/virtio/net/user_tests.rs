@@ -265,7 +265,9 @@ fn a_server_that_is_not_there_or_cannot_is_named() {
         Server { stream, features, regions, rings, kicks, calls, asked }.run();
     });
     match VhostUser::connect(&path, 2) {
-        Err(ConnectError::Lacks { what, .. }) => assert!(what.contains("protocol features")),
+        Err(ConnectError::Lacks { what, .. }) => {
+            assert!(what.contains("protocol features"), "{what}");
+        }
         other => panic!("{:?}", other.err()),
     }
     // It ends where the test has stopped to listen, or at the hang-up.

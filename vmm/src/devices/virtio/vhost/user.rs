@@ -16,6 +16,7 @@ use vhost::vhost_user::message::{
     VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend as _};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// How long a server may take to start or to stop. The guest's other vCPUs may have to wait for as long.
@@ -53,7 +54,7 @@ pub struct VhostUser {
     /// In messages.
     name: String,
     features: u64,
-    /// How many rings run.
+    /// How many rings may run.
     running: usize,
     /// Hangs up when the server ends.
     watch: Arc<UnixStream>,
@@ -64,12 +65,16 @@ pub struct VhostUser {
 fn within<T>(stream: &UnixStream, act: impl FnOnce() -> T) -> T {
     let (done, waits) = channel::<()>();
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        let watch = move || {
             if waits.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
                 // It fails only where the server has hung up.
                 let _ = stream.shutdown(Shutdown::Both);
             }
-        });
+        };
+        if std::thread::Builder::new().spawn_scoped(scope, watch).is_err() {
+            // Without a limit nothing is asked: the server is given up.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
         let result = act();
         drop(done);
         result
@@ -112,6 +117,10 @@ fn greet(frontend: &mut Frontend, path: &Path) -> Result<u64, ConnectError> {
         let what = "has no protocol features (VHOST_USER_F_PROTOCOL_FEATURES), which are needed";
         return Err(ConnectError::Lacks { path: path.to_owned(), what });
     }
+    if features & 1 << VIRTIO_F_VERSION_1 == 0 {
+        let what = "does not speak virtio 1.0 (VIRTIO_F_VERSION_1), which is needed";
+        return Err(ConnectError::Lacks { path: path.to_owned(), what });
+    }
     let offered =
         frontend.get_protocol_features().map_err(refused("to name its protocol's features"))?;
     // Where requests are answered, an error is noticed when it happens.
@@ -151,11 +160,12 @@ impl VhostUser {
             Some(base.userspace_addr + (gpa - base.guest_phys_addr))
         };
         for (index, ring) in rings.iter().enumerate() {
+            // A ring that has its kick runs, also where the next request fails.
+            self.running = index + 1;
             set_ring(&self.frontend, &self.name, index, ring, address)?;
         }
         for index in 0..rings.len() {
             self.frontend.set_vring_enable(index, true).map_err(refused("to start"))?;
-            self.running = index + 1;
         }
         Ok(())
     }
