@@ -241,7 +241,9 @@ fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::
             if !fds[1].revents().is_empty() {
                 break;
             }
-            let Some(from) = input else { continue };
+            // A read would wait: the poll may have ended by its limit alone.
+            let ready = fds.get(2).is_some_and(|fd| !fd.revents().is_empty());
+            let Some(from) = input.filter(|_| ready) else { continue };
             let mut typed = [0; 256];
             match rustix::io::read(from, &mut typed) {
                 // The terminal has gone away. The guest goes on.
