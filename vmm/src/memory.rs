@@ -12,6 +12,7 @@ mod node;
 mod pages;
 
 pub use fill::Filled;
+pub use pages::{available, host};
 
 use crate::Gpa;
 use crate::config::{HugePages, Memory};
@@ -175,6 +176,23 @@ impl RamFile {
     }
 }
 
+/// Looks whether the host has what `memory` asks for, as far as that can be told without taking it.
+pub fn check(memory: &Memory) -> Result<(), MemoryError> {
+    let Memory { size, hugepages, transparent, prefault, host_nodes } = memory;
+    pages::fits_host(*size)?;
+    if !host_nodes.is_empty() {
+        node::check(host_nodes)?;
+    }
+    if *transparent {
+        pages::may_be_huge()?;
+    }
+    match hugepages {
+        Some(pages) => pages::are_free(*pages, *size),
+        None if *prefault => pages::can_be_filled(*size),
+        None => Ok(()),
+    }
+}
+
 /// RAM from guest-physical address 0 on.
 #[derive(Debug)]
 pub struct GuestRam {
@@ -199,10 +217,7 @@ impl GuestRam {
         go_on: &mut dyn FnMut(Filled) -> bool,
     ) -> Result<Self, MemoryError> {
         let Memory { size, hugepages, transparent, prefault, host_nodes } = memory;
-        pages::fits_host(*size)?;
-        if !host_nodes.is_empty() {
-            node::check(host_nodes)?;
-        }
+        check(memory)?;
         let ram = Self::of(*size, *hugepages)?;
         if !host_nodes.is_empty() {
             for (_, region) in &ram.parts {
@@ -215,9 +230,6 @@ impl GuestRam {
             }
         }
         if *prefault {
-            if hugepages.is_none() {
-                pages::can_be_filled(*size)?;
-            }
             let regions: Vec<_> = ram.parts.iter().map(|(_, region)| Arc::clone(region)).collect();
             fill::fill(&regions, hugepages.map_or(4096, HugePages::bytes), go_on)?;
         }

@@ -4,15 +4,16 @@ use crate::api::json::DeviceJson;
 use crate::device;
 use crate::failure::refused;
 use crate::output;
-use beamline_vmm::Config;
-use beamline_vmm::config::{Device, InputDevice, NetPort, OnReset};
+use beamline_vmm::boot::{self, BootError, INITRD, Kind};
+use beamline_vmm::config::{self, Device, Guest, InputDevice, NetPort, OnReset};
 use beamline_vmm::devices::virtio::blk;
 use beamline_vmm::devices::virtio::console::Output;
 use beamline_vmm::probe::{self, KvmKind};
+use beamline_vmm::{Config, memory};
 use rustix::fs::{Access, access};
 use serde::Serialize;
-use std::fs::File;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -50,9 +51,9 @@ struct Report {
 #[derive(Debug, Serialize)]
 struct Memory {
     bytes: u64,
-    /// What the host has in all, and could give now.
+    /// What the host has in all, swap included, and could give now.
     host_bytes: u64,
-    available_bytes: u64,
+    available_bytes: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -68,7 +69,7 @@ struct Vcpus {
 #[derive(Debug, Serialize)]
 struct Boot {
     image: PathBuf,
-    /// `bzImage`, `ELF`, or nothing that is known.
+    /// `bzImage` or `ELF`.
     kind: Option<&'static str>,
     initrd: Option<PathBuf>,
     cmdline: String,
@@ -77,12 +78,8 @@ struct Boot {
 
 /// What keeps the guest of `config` from running whatever the machine does: the first of it.
 pub(crate) fn before(config: &Config, path: &Path) -> anyhow::Result<()> {
-    let (found, _) = boot(config);
-    let found = found.into_iter().chain(memory(config.memory.size, host_memory()).0).next();
-    match found {
-        Some(found) => Err(refused(format!("{}: {}: {}", path.display(), found.place, found.what))),
-        None => Ok(()),
-    }
+    let found = boot_of(&config.guest).map(drop).and_then(|()| memory_of(&config.memory));
+    found.map_err(|f| refused(format!("{}: {}: {}", path.display(), f.place, f.what)))
 }
 
 /// Says what `config` makes and what is wrong with it. Starts nothing.
@@ -102,20 +99,27 @@ pub(crate) fn check(config: &Config, path: &Path, json: bool) -> anyhow::Result<
 }
 
 fn look(config: &Config, path: &Path) -> Report {
-    let (mut errors, kind) = boot(config);
-    let mut warnings = Vec::new();
-    if kind.is_none() && errors.is_empty() {
-        let what = "is neither a bzImage nor an ELF file: a guest of it will be refused";
-        warnings.push(finding("guest.image", what));
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+    let kind = boot_of(&config.guest).map_err(|e| errors.push(e)).ok();
+    errors.extend(memory_of(&config.memory).err());
+    let bytes = config.memory.size;
+    let (host_bytes, available_bytes) = (memory::host(), memory::available());
+    // The pools' pages are not among those.
+    if let Some(free) = available_bytes
+        && (free..host_bytes).contains(&bytes)
+        && config.memory.hugepages.is_none()
+    {
+        let what = format!(
+            "is {}, and only {} of the host's is free: end something first, or give the guest less",
+            mib(bytes),
+            mib(free)
+        );
+        warnings.push(finding("memory.size", what));
     }
-    let host = host_memory();
-    let (too_much, scarce) = memory(config.memory.size, host);
-    errors.extend(too_much);
-    warnings.extend(scarce);
     cpus(config, &mut errors, &mut warnings);
     let kvm = probe::kvm();
     match kvm {
-        KvmKind::Pvm if kind == Some("bzImage") => warnings.push(finding(
+        KvmKind::Pvm if kind == Some(Kind::BzImage) => warnings.push(finding(
             "/dev/kvm",
             "is KVM-PVM, which does not boot a Linux kernel: use a machine with hardware virtualisation",
         )),
@@ -134,11 +138,7 @@ fn look(config: &Config, path: &Path) -> Report {
         file: path.to_owned(),
         ok: errors.is_empty(),
         name: guest.name.clone(),
-        memory: Memory {
-            bytes: config.memory.size,
-            host_bytes: host.total,
-            available_bytes: host.available,
-        },
+        memory: Memory { bytes, host_bytes, available_bytes },
         vcpus: Vcpus {
             count: vcpus.count,
             cpus: vcpus.cpus.clone(),
@@ -147,7 +147,7 @@ fn look(config: &Config, path: &Path) -> Report {
         },
         boot: Boot {
             image: guest.image.clone(),
-            kind,
+            kind: kind.map(Kind::name),
             initrd: guest.initrd.clone(),
             cmdline: guest.cmdline.clone(),
             on_reset: match guest.on_reset {
@@ -163,92 +163,32 @@ fn look(config: &Config, path: &Path) -> Report {
     }
 }
 
-/// Whether image and initrd are there, and what the image is.
-fn boot(config: &Config) -> (Vec<Finding>, Option<&'static str>) {
-    let mut errors = Vec::new();
-    let image = &config.guest.image;
-    let mut kind = None;
-    if image.is_file() {
-        match File::open(image) {
-            Ok(file) => kind = image_kind(&file),
-            Err(e) => {
-                errors.push(finding("guest.image", format!("{}: {e}", image.display())));
-            }
-        }
-    } else {
-        errors.push(finding(
-            "guest.image",
-            format!(
-                "there is no file {}; `make guest` builds the image that comes with beamline, and docs/guest.md \
-                 tells how to take a kernel out of a disk image",
-                image.display()
-            ),
-        ));
-    }
-    if let Some(initrd) = &config.guest.initrd {
-        if !initrd.is_file() {
-            let what = format!("there is no file {}", initrd.display());
-            errors.push(finding("guest.initrd", what));
-        } else if let Err(e) = File::open(initrd) {
-            errors.push(finding("guest.initrd", format!("{}: {e}", initrd.display())));
-        }
-    }
-    (errors, kind)
+/// What is said where an image is missing.
+const IMAGES: &str = "`make guest` builds the image that comes with beamline, and docs/guest.md tells how to take a \
+                      kernel out of a disk image";
+
+/// What the image is, or what is wrong with it or the initrd.
+fn boot_of(guest: &Guest) -> Result<Kind, Finding> {
+    boot::check(guest).map_err(|error| {
+        let missing = matches!(
+            &error,
+            BootError::Open { source, .. } if source.kind() == ErrorKind::NotFound
+        );
+        let of_initrd = matches!(
+            &error,
+            BootError::EmptyInitrd { .. }
+                | BootError::Open { what: INITRD, .. }
+                | BootError::Read { what: INITRD, .. }
+        );
+        let what = format!("{:#}", anyhow::Error::new(error));
+        let what = if missing && !of_initrd { format!("{what}; {IMAGES}") } else { what };
+        finding(if of_initrd { "guest.initrd" } else { "guest.image" }, what)
+    })
 }
 
-/// By what it starts with (Linux, Documentation/arch/x86/boot.rst: the header's magic).
-fn image_kind(file: &File) -> Option<&'static str> {
-    let has = |at, magic: &[u8; 4]| {
-        let mut bytes = [0; 4];
-        file.read_exact_at(&mut bytes, at).is_ok() && bytes == *magic
-    };
-    if has(0, b"\x7fELF") {
-        Some("ELF")
-    } else if has(0x202, b"HdrS") {
-        Some("bzImage")
-    } else {
-        None
-    }
-}
-
-/// The host's memory in bytes; as much as there can be where the kernel does not say.
-#[derive(Clone, Copy, Debug)]
-struct HostMemory {
-    total: u64,
-    available: u64,
-}
-
-fn host_memory() -> HostMemory {
-    read_memory(&std::fs::read_to_string("/proc/meminfo").unwrap_or_default())
-}
-
-fn read_memory(text: &str) -> HostMemory {
-    let line = |key: &str| {
-        let rest = text.lines().find_map(|line| line.strip_prefix(key))?;
-        let kib: u64 = rest.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        kib.checked_mul(1024)
-    };
-    // With what can be swapped out: the VMM itself refuses no less.
-    let swap = line("SwapTotal:").unwrap_or(0);
-    let total = line("MemTotal:").unwrap_or(u64::MAX).saturating_add(swap);
-    HostMemory { total, available: line("MemAvailable:").unwrap_or(total) }
-}
-
-/// An error where the host has less in all, a warning where it has less now.
-fn memory(size: u64, host: HostMemory) -> (Option<Finding>, Option<Finding>) {
-    let than = |what: &str, bytes: u64| format!("is {}, and {what} {}", mib(size), mib(bytes));
-    if size > host.total {
-        let what = than("this host has", host.total);
-        return (Some(finding("memory.size", format!("{what}: give the guest less"))), None);
-    }
-    let scarce = (size > host.available).then(|| {
-        let what = than("only", host.available);
-        finding(
-            "memory.size",
-            format!("{what} of the host's is free: end something first, or give the guest less"),
-        )
-    });
-    (None, scarce)
+/// What of the memory the host has not.
+fn memory_of(wanted: &config::Memory) -> Result<(), Finding> {
+    memory::check(wanted).map_err(|e| finding("memory", format!("{:#}", anyhow::Error::new(e))))
 }
 
 fn mib(bytes: u64) -> String {
@@ -385,7 +325,7 @@ fn text(report: &Report) -> String {
             "{} of the host's {}, of which {} are free",
             mib(memory.bytes),
             mib(memory.host_bytes),
-            mib(memory.available_bytes)
+            memory.available_bytes.map_or("nobody knows how many".into(), mib)
         ),
     );
     let mut cpus = match vcpus.cpus.as_slice() {
@@ -426,34 +366,6 @@ fn text(report: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn memory_is_compared_with_what_the_host_has() {
-        let host = read_memory("MemTotal:  2048 kB\nMemFree: 5 kB\nMemAvailable:   1024 kB\n");
-        assert_eq!((host.total, host.available), (2 << 20, 1 << 20));
-        assert_eq!(memory(1 << 20, host), (None, None));
-        let (error, warning) = memory((1 << 20) + 1, host);
-        assert!(error.is_none() && warning.unwrap().what.contains("free"));
-        let (error, warning) = memory((2 << 20) + 1, host);
-        assert!(error.unwrap().what.contains("less") && warning.is_none());
-        let unknown = read_memory("MemTotal: x kB");
-        assert_eq!(memory(1 << 60, unknown), (None, None));
-    }
-
-    #[test]
-    fn images_are_known_by_their_magic() {
-        let folder = tempfile::tempdir().unwrap();
-        let kind = |bytes: &[u8]| {
-            let path = folder.path().join("image");
-            std::fs::write(&path, bytes).unwrap();
-            image_kind(&File::open(path).unwrap())
-        };
-        let mut kernel = vec![0; 0x206];
-        kernel[0x202..].copy_from_slice(b"HdrS");
-        assert_eq!(kind(&kernel), Some("bzImage"));
-        assert_eq!(kind(b"\x7fELF"), Some("ELF"));
-        assert_eq!((kind(b""), kind(&kernel[..0x205])), (None, None));
-    }
 
     #[test]
     fn sockets_that_are_in_use_or_none_are_found() {

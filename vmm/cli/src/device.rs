@@ -1,7 +1,7 @@
 //! A guest's devices in words: for its API and for the check of its file.
 
 use crate::api::json::{DeviceJson, DisplayJson};
-use beamline_vmm::config::{Device, InputDevice, InputKind, NetPort};
+use beamline_vmm::config::{Device, InputDevice, NetPort};
 use beamline_vmm::devices::virtio::console::Output;
 use std::path::Path;
 
@@ -47,12 +47,7 @@ pub(crate) fn opens(device: &Device) -> Option<String> {
         },
         Device::Vsock(vsock) => format!("/dev/vhost-vsock, cid {}", vsock.cid),
         Device::Input(InputDevice::Evdev(path)) => path.display().to_string(),
-        Device::Input(InputDevice::Kind(kind)) => match kind {
-            InputKind::Keyboard => "keyboard".into(),
-            InputKind::Mouse => "mouse".into(),
-            InputKind::Tablet => "tablet".into(),
-            InputKind::Gamepad => "gamepad".into(),
-        },
+        Device::Input(InputDevice::Kind(kind)) => kind.name().into(),
         Device::Rng | Device::Balloon => return None,
     })
 }

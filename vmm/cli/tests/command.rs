@@ -1,5 +1,8 @@
 //! The command as a script sees it: exit codes, messages, and nothing left behind.
 
+mod common;
+
+use common::{beamline, failure, output};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
@@ -20,23 +23,6 @@ budget_ms = 2.2
 max_job_ms = 3.0
 late_latch = { window_ms = 1.2, budget_ms = 0.6 }
 "#;
-
-fn beamline(arguments: &[&str], folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_beamline"));
-    command.args(arguments).current_dir(folder).stdin(Stdio::null());
-    command
-}
-
-fn output(arguments: &[&str], folder: &Path) -> Output {
-    beamline(arguments, folder).output().unwrap()
-}
-
-/// The exit code and stderr of a command that must fail.
-fn failure(arguments: &[&str], folder: &Path) -> (Option<i32>, String) {
-    let out = output(arguments, folder);
-    assert!(!out.status.success(), "{arguments:?} succeeded");
-    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
-}
 
 fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -132,10 +118,10 @@ fn bad_input_ends_with_2_and_says_where() {
 #[test]
 fn check_finds_nothing_wrong_with_a_good_file_and_starts_nothing() {
     let guest = "[guest]\nname = \"vr\"\nimage = \"image\"\n[memory]\nsize = \"32M\"\n";
-    let folder = folder_with(&[("guest.toml", guest), ("image", "any file")]);
+    let folder = folder_with(&[("guest.toml", guest), ("image", "\x7fELF")]);
     let out = output(&["run", "guest.toml", "--check"], folder.path());
     let text = String::from_utf8_lossy(&out.stdout);
-    for word in ["guest vr", "32 MiB", "1 on any CPU", "neither a bzImage nor an ELF"] {
+    for word in ["guest vr", "32 MiB", "1 on any CPU", "image (ELF)"] {
         assert!(text.contains(word), "no {word} in {text}");
     }
     let kvm = beamline_vmm::probe::kvm();

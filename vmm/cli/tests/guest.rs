@@ -1,5 +1,8 @@
 //! A guest as a script sees it: its API, the commands over it, its events, and the check of its file.
 
+mod common;
+
+use common::{beamline, failure, output};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -7,7 +10,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 
 /// Says `boot` on its serial port. Then writes to port 0x80 for ever, until its power button is pressed, when it
 /// switches off, or a byte comes on the serial port, which is its exit code.
@@ -76,21 +79,6 @@ fn folder_with(guest: &str) -> tempfile::TempDir {
     std::fs::write(folder.path().join("guest.toml"), guest).unwrap();
     std::fs::write(folder.path().join("image"), image()).unwrap();
     folder
-}
-
-fn beamline(arguments: &[&str], folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_beamline"));
-    command.args(arguments).current_dir(folder).stdin(Stdio::null());
-    command
-}
-
-fn output(arguments: &[&str], folder: &Path) -> Output {
-    beamline(arguments, folder).output().unwrap()
-}
-
-fn failure(arguments: &[&str], folder: &Path) -> (Option<i32>, String) {
-    let out = output(arguments, folder);
-    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
 }
 
 /// What `beamline guest` says as JSON; it succeeds.
@@ -470,7 +458,7 @@ fn check_says_what_a_file_makes_and_what_is_in_the_way() {
         };
         assert!(errors.iter().any(|e| fits(&e)), "{place} {word}: {errors:#?}");
     };
-    says("memory.size", "this host has");
+    says("memory", "`memory.size`");
     says("device[1].path", "device[0]");
     says("device[2].path", "in use");
     let (code, text) = failure(&["run", "guest.toml"], folder);

@@ -28,6 +28,14 @@ impl HugePages {
 /// The machine's pools of huge pages.
 const POOLS: &str = "/sys/kernel/mm/hugepages";
 
+/// Refuses more than the pool has free.
+pub(super) fn are_free(pages: HugePages, size: u64) -> Result<(), MemoryError> {
+    match pages.free(Path::new(POOLS)) {
+        Some(free) if free >= size / pages.bytes() => Ok(()),
+        _ => Err(too_few(pages, size)),
+    }
+}
+
 /// What is said where there are too few huge pages.
 pub(super) fn too_few(pages: HugePages, size: u64) -> MemoryError {
     let kib = pages.bytes() >> 10;
@@ -47,37 +55,50 @@ pub(super) fn too_few(pages: HugePages, size: u64) -> MemoryError {
 /// What decides whether the kernel makes huge pages of memory that is shared.
 const SHARED: &str = "/sys/kernel/mm/transparent_hugepage/shmem_enabled";
 
-/// Asks for huge pages where the kernel can make them. It makes none, and says nothing, where its setting is against
-/// it: so that is looked at.
-pub(super) fn make_huge(region: &MmapRegion) -> Result<(), MemoryError> {
-    let refused = MemoryError::Transparent { setting: SHARED };
+/// Refuses a kernel whose setting is against huge pages: it makes none, and says nothing.
+pub(super) fn may_be_huge() -> Result<(), MemoryError> {
     let setting = std::fs::read_to_string(SHARED).unwrap_or_default();
     if setting.contains("[never]") || setting.contains("[deny]") {
-        return Err(refused);
+        return Err(MemoryError::Transparent { setting: SHARED });
     }
+    Ok(())
+}
+
+/// Asks for huge pages where the kernel can make them.
+pub(super) fn make_huge(region: &MmapRegion) -> Result<(), MemoryError> {
     // SAFETY: the range is the mapping in `region`; the advice changes no byte of it.
     let done = unsafe {
         rustix::mm::madvise(region.as_ptr().cast(), region.size(), Advice::LinuxHugepage)
     };
-    done.map_err(|_| refused)
+    done.map_err(|_| MemoryError::Transparent { setting: SHARED })
 }
 
 /// Refuses what the host could never hold. Guests that use little of their RAM may have more than there is, all
 /// together; one that has more than there is will be killed when it uses it.
 pub(super) fn fits_host(size: u64) -> Result<(), MemoryError> {
+    let has = host();
+    if size > has { Err(MemoryError::Host { size, has }) } else { Ok(()) }
+}
+
+/// What the host has in all, swap included: bytes.
+pub fn host() -> u64 {
     let info = rustix::system::sysinfo();
     let unit = u64::from(info.mem_unit);
-    let has = (info.totalram as u64).saturating_add(info.totalswap as u64).saturating_mul(unit);
-    if size > has { Err(MemoryError::Host { size, has }) } else { Ok(()) }
+    (info.totalram as u64).saturating_add(info.totalswap as u64).saturating_mul(unit)
+}
+
+/// What it can give this process now, by the kernel's own estimate and the control groups' limits: bytes; `None`
+/// where nothing says it.
+pub fn available() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    [estimate(&text), room(Path::new(GROUPS), &own)].into_iter().flatten().min()
 }
 
 /// Refuses to fill what is not there: the kernel would kill somebody to make room.
 pub(super) fn can_be_filled(size: u64) -> Result<(), MemoryError> {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let own = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     // Where the kernel does not say it, filling is tried.
-    let has = [available(&text), room(Path::new(GROUPS), &own)].into_iter().flatten().min();
-    match has {
+    match available() {
         Some(has) if size > has => Err(MemoryError::Available { size, has }),
         _ => Ok(()),
     }
@@ -108,7 +129,7 @@ fn room(groups: &Path, own: &str) -> Option<u64> {
 }
 
 /// What programs can still take, by the kernel's own estimate: bytes.
-fn available(meminfo: &str) -> Option<u64> {
+fn estimate(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
@@ -120,11 +141,11 @@ mod tests {
     #[test]
     fn the_kernels_estimate_is_read_in_bytes() {
         let text = "MemTotal:  24683520 kB\nMemAvailable:   24066000 kB\n";
-        assert_eq!(available(text), Some(24_066_000 * 1024));
+        assert_eq!(estimate(text), Some(24_066_000 * 1024));
         for bad in
             ["", "MemAvailable: x kB", "MemAvailable: 7", "MemAvailable: 99999999999999999999 kB"]
         {
-            assert_eq!(available(bad), None, "{bad}");
+            assert_eq!(estimate(bad), None, "{bad}");
         }
     }
 

@@ -1,6 +1,7 @@
 //! From what a person does on an input device to its events (linux/input-event-codes.h).
 
-use super::json::{ActJson, KindJson};
+use super::json::ActJson;
+use beamline_vmm::config::InputKind;
 use beamline_vmm::devices::virtio::input::Event;
 
 /// Most events of one request: what waits for a guest at most, less one.
@@ -113,7 +114,7 @@ pub(super) struct Wrong {
 }
 
 /// The events of `acts` on a device of this kind, with a report's end between any two reports.
-pub(super) fn events(kind: KindJson, acts: &[ActJson]) -> Result<Vec<Event>, Wrong> {
+pub(super) fn events(kind: InputKind, acts: &[ActJson]) -> Result<Vec<Event>, Wrong> {
     let mut reports = Vec::new();
     for (index, act) in acts.iter().enumerate() {
         let wrong = |(what, mend): (String, &str)| Wrong {
@@ -138,7 +139,7 @@ pub(super) fn events(kind: KindJson, acts: &[ActJson]) -> Result<Vec<Event>, Wro
     Ok(reports)
 }
 
-fn one(kind: KindJson, act: &ActJson, to: &mut Vec<Event>) -> Result<(), (String, &'static str)> {
+fn one(kind: InputKind, act: &ActJson, to: &mut Vec<Event>) -> Result<(), (String, &'static str)> {
     let mut report = |events: &[Event]| {
         to.extend(events);
         to.push(SYN);
@@ -164,7 +165,7 @@ fn one(kind: KindJson, act: &ActJson, to: &mut Vec<Event>) -> Result<(), (String
                 report(&[key(code, false)]);
             }
         }
-        (KindJson::Keyboard, ActJson::Text(text)) => {
+        (InputKind::Keyboard, ActJson::Text(text)) => {
             if text.len() > MOST {
                 return Err((format!("the text has {} bytes", text.len()), "send it in pieces"));
             }
@@ -185,11 +186,11 @@ fn one(kind: KindJson, act: &ActJson, to: &mut Vec<Event>) -> Result<(), (String
                 }
             }
         }
-        (KindJson::Mouse, ActJson::Move([x, y])) => report(&[
+        (InputKind::Mouse, ActJson::Move([x, y])) => report(&[
             Event { kind: EV_REL, code: REL_X, value: *x },
             Event { kind: EV_REL, code: REL_Y, value: *y },
         ]),
-        (KindJson::Tablet, ActJson::Point(at)) => {
+        (InputKind::Tablet, ActJson::Point(at)) => {
             if at.iter().any(|p| !(0.0..=1.0).contains(p)) {
                 return Err((format!("{at:?} is outside"), "use two numbers from 0 to 1"));
             }
@@ -197,10 +198,10 @@ fn one(kind: KindJson, act: &ActJson, to: &mut Vec<Event>) -> Result<(), (String
                 |code, p: f64| Event { kind: EV_ABS, code, value: (p * FULL).round() as i32 };
             report(&[axis(0, at[0]), axis(1, at[1])]);
         }
-        (KindJson::Mouse | KindJson::Tablet, ActJson::Wheel(steps)) => {
+        (InputKind::Mouse | InputKind::Tablet, ActJson::Wheel(steps)) => {
             report(&[Event { kind: EV_REL, code: REL_WHEEL, value: *steps }]);
         }
-        (KindJson::Gamepad, ActJson::Axis { name, value }) => {
+        (InputKind::Gamepad, ActJson::Axis { name, value }) => {
             let (_, code, min, scale) =
                 AXES.into_iter().find(|a| a.0 == name).ok_or_else(|| {
                     (format!("{name:?} is no axis"), "use x, y, rx, ry, z, rz, hat-x or hat-y")
@@ -212,7 +213,7 @@ fn one(kind: KindJson, act: &ActJson, to: &mut Vec<Event>) -> Result<(), (String
         }
         _ => {
             return Err((
-                format!("a {} does not do that", name(kind)),
+                format!("a {} does not do that", kind.name()),
                 "use tap, down and up; text on a keyboard, move on a mouse, point on a tablet, wheel on \
                  both, axis on a gamepad",
             ));
@@ -221,24 +222,15 @@ fn one(kind: KindJson, act: &ActJson, to: &mut Vec<Event>) -> Result<(), (String
     Ok(())
 }
 
-pub(super) fn name(kind: KindJson) -> &'static str {
-    match kind {
-        KindJson::Keyboard => "keyboard",
-        KindJson::Mouse => "mouse",
-        KindJson::Tablet => "tablet",
-        KindJson::Gamepad => "gamepad",
-    }
-}
-
 /// The codes of `ctrl+alt+delete`.
-fn chord(kind: KindJson, keys: &str) -> Result<Vec<u16>, (String, &'static str)> {
+fn chord(kind: InputKind, keys: &str) -> Result<Vec<u16>, (String, &'static str)> {
     let mend = match kind {
-        KindJson::Keyboard => {
+        InputKind::Keyboard => {
             "use names such as a, 1, enter, esc, space, f1, left, ctrl, alt, shift, meta, joined by +"
         }
-        KindJson::Mouse => "use left, right, middle, side or extra",
-        KindJson::Tablet => "use left, right or middle",
-        KindJson::Gamepad => {
+        InputKind::Mouse => "use left, right, middle, side or extra",
+        InputKind::Tablet => "use left, right or middle",
+        InputKind::Gamepad => {
             "use south, east, north, west, tl, tr, select, start, mode, thumb-l or thumb-r"
         }
     };
@@ -249,10 +241,10 @@ fn chord(kind: KindJson, keys: &str) -> Result<Vec<u16>, (String, &'static str)>
         .collect()
 }
 
-fn code(kind: KindJson, name: &str) -> Option<u16> {
+fn code(kind: InputKind, name: &str) -> Option<u16> {
     let find = |list: &[(&str, u16)]| list.iter().find(|(n, _)| *n == name).map(|(_, code)| *code);
     match kind {
-        KindJson::Keyboard => {
+        InputKind::Keyboard => {
             let alias = ALIASES.iter().find(|(short, _)| *short == name);
             let name = alias.map_or(name, |(_, long)| long);
             KEYS.iter().find_map(|(first, row)| {
@@ -260,20 +252,20 @@ fn code(kind: KindJson, name: &str) -> Option<u16> {
                 Some(first + at as u16)
             })
         }
-        KindJson::Mouse => find(&BUTTONS),
-        KindJson::Tablet => find(&BUTTONS[..3]),
-        KindJson::Gamepad => find(&PAD),
+        InputKind::Mouse => find(&BUTTONS),
+        InputKind::Tablet => find(&BUTTONS[..3]),
+        InputKind::Gamepad => find(&PAD),
     }
 }
 
 /// The key that gives this character, and whether with shift.
 fn character(c: char) -> Option<(u16, bool)> {
     if c == ' ' {
-        return code(KindJson::Keyboard, "space").map(|code| (code, false));
+        return code(InputKind::Keyboard, "space").map(|code| (code, false));
     }
     if c.is_ascii_alphabetic() {
         let lower = c.to_ascii_lowercase().to_string();
-        return code(KindJson::Keyboard, &lower).map(|code| (code, c.is_ascii_uppercase()));
+        return code(InputKind::Keyboard, &lower).map(|code| (code, c.is_ascii_uppercase()));
     }
     SIGNS.iter().find_map(|(code, plain, shifted)| {
         (c == *plain).then_some((*code, false)).or((c == *shifted).then_some((*code, true)))
@@ -285,7 +277,7 @@ mod tests {
     use super::*;
 
     fn keys(acts: &[ActJson]) -> Vec<(u16, i32)> {
-        let events = events(KindJson::Keyboard, acts).unwrap();
+        let events = events(InputKind::Keyboard, acts).unwrap();
         events.iter().filter(|e| e.kind == EV_KEY).map(|e| (e.code, e.value)).collect()
     }
 
@@ -307,9 +299,9 @@ mod tests {
             ("power", 116),
             ("left-meta", 125),
         ] {
-            assert_eq!(code(KindJson::Keyboard, name), Some(is), "{name}");
+            assert_eq!(code(InputKind::Keyboard, name), Some(is), "{name}");
         }
-        assert_eq!(code(KindJson::Keyboard, ""), None);
+        assert_eq!(code(InputKind::Keyboard, ""), None);
     }
 
     #[test]
@@ -331,29 +323,29 @@ mod tests {
     #[test]
     fn reports_are_apart_and_the_last_is_left_open() {
         let acts = [ActJson::Move([1, -2]), ActJson::Wheel(-1)];
-        let events = events(KindJson::Mouse, &acts).unwrap();
+        let events = events(InputKind::Mouse, &acts).unwrap();
         let kinds: Vec<u16> = events.iter().map(|e| e.kind).collect();
         assert_eq!(kinds, [EV_REL, EV_REL, 0, EV_REL]);
-        let point = super::events(KindJson::Tablet, &[ActJson::Point([0.0, 1.0])]).unwrap();
+        let point = super::events(InputKind::Tablet, &[ActJson::Point([0.0, 1.0])]).unwrap();
         assert_eq!(point.iter().map(|e| e.value).collect::<Vec<_>>(), [0, 32767]);
     }
 
     #[test]
     fn what_a_device_cannot_do_is_refused_with_its_place() {
         for (kind, act) in [
-            (KindJson::Keyboard, ActJson::Move([0, 0])),
-            (KindJson::Keyboard, ActJson::Tap("ctrl+".into())),
-            (KindJson::Keyboard, ActJson::Text("ü".into())),
-            (KindJson::Keyboard, ActJson::Text("x".repeat(300))),
-            (KindJson::Mouse, ActJson::Tap("a".into())),
-            (KindJson::Tablet, ActJson::Point([f64::NAN, 0.0])),
-            (KindJson::Tablet, ActJson::Point([1.1, 0.0])),
-            (KindJson::Gamepad, ActJson::Axis { name: "z".into(), value: -1.0 }),
-            (KindJson::Gamepad, ActJson::Axis { name: "w".into(), value: 0.0 }),
+            (InputKind::Keyboard, ActJson::Move([0, 0])),
+            (InputKind::Keyboard, ActJson::Tap("ctrl+".into())),
+            (InputKind::Keyboard, ActJson::Text("ü".into())),
+            (InputKind::Keyboard, ActJson::Text("x".repeat(300))),
+            (InputKind::Mouse, ActJson::Tap("a".into())),
+            (InputKind::Tablet, ActJson::Point([f64::NAN, 0.0])),
+            (InputKind::Tablet, ActJson::Point([1.1, 0.0])),
+            (InputKind::Gamepad, ActJson::Axis { name: "z".into(), value: -1.0 }),
+            (InputKind::Gamepad, ActJson::Axis { name: "w".into(), value: 0.0 }),
         ] {
             let wrong = events(kind, std::slice::from_ref(&act)).unwrap_err();
             assert_eq!(wrong.place, "do[0]", "{act:?}");
         }
-        assert_eq!(events(KindJson::Mouse, &[]).unwrap_err().place, "do");
+        assert_eq!(events(InputKind::Mouse, &[]).unwrap_err().place, "do");
     }
 }

@@ -1,5 +1,6 @@
 //! What the guest's API says and takes, as JSON: the same types for both ends.
 
+use beamline_vmm::config::InputKind;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -103,19 +104,9 @@ pub(crate) struct TargetJson {
 #[serde(deny_unknown_fields)]
 pub(crate) struct InputJson {
     /// The first device of this kind.
-    pub(crate) device: KindJson,
+    pub(crate) device: InputKind,
     #[serde(rename = "do")]
     pub(crate) acts: Vec<ActJson>,
-}
-
-/// Devices whose events come over the API.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum KindJson {
-    Keyboard,
-    Mouse,
-    Tablet,
-    Gamepad,
 }
 
 /// Something that happens on an input device.

@@ -2,15 +2,15 @@
 
 use super::input;
 use super::json::{
-    API_VERSION, ActivityJson, BalloonJson, DisplayJson, GuestJson, InputJson, KindJson,
-    SerialJson, StateJson, StatsJson, TakenJson, TargetJson, VcpuJson,
+    API_VERSION, ActivityJson, BalloonJson, DisplayJson, GuestJson, InputJson, SerialJson,
+    StateJson, StatsJson, TakenJson, TargetJson, VcpuJson,
 };
 use crate::device;
 use crate::events::{Events, GuestEvent};
 use beamline_mdev::host::api::answers::{Refused, not_allowed, parse, read, refuse, say};
 use beamline_mdev::host::api::json::ErrorJson;
 use beamline_mdev::host::api::server::{Answer, Busy};
-use beamline_vmm::config::{Device, InputDevice, InputKind, OnReset};
+use beamline_vmm::config::{Device, InputDevice, OnReset};
 use beamline_vmm::devices::virtio::Control;
 use beamline_vmm::devices::virtio::balloon::Target;
 use beamline_vmm::{Config, GuestControl, GuestState, PauseError};
@@ -190,10 +190,9 @@ impl Guest {
         let events = input::events(asked.device, &asked.acts)
             .map_err(|wrong| unprocessable(wrong.what, wrong.place, wrong.mend))?;
         self.alive()?;
-        let name = input::name(asked.device);
-        let index = self.config.devices.iter().position(|device| {
-            matches!(device, Device::Input(InputDevice::Kind(kind)) if same(*kind, asked.device))
-        });
+        let name = asked.device.name();
+        let wanted = Device::Input(InputDevice::Kind(asked.device));
+        let index = self.config.devices.iter().position(|device| *device == wanted);
         let Some(Control::Input(sender)) = index.and_then(|i| self.control.control(i)) else {
             let mend = format!("add a [[device]] of type \"virtio-input\" with kind = \"{name}\"");
             return Err(missing(name, mend));
@@ -205,16 +204,6 @@ impl Guest {
         })?;
         Ok(self.state())
     }
-}
-
-fn same(kind: InputKind, asked: KindJson) -> bool {
-    matches!(
-        (kind, asked),
-        (InputKind::Keyboard, KindJson::Keyboard)
-            | (InputKind::Mouse, KindJson::Mouse)
-            | (InputKind::Tablet, KindJson::Tablet)
-            | (InputKind::Gamepad, KindJson::Gamepad)
-    )
 }
 
 fn inflated(target: &Target) -> BalloonJson {

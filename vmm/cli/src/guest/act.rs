@@ -1,13 +1,13 @@
 //! The subcommands of `beamline guest` that do something to a running guest.
 
 use crate::api::json::{
-    ActJson, BalloonJson, GuestJson, InputJson, KindJson, SerialJson, StateJson, TakenJson,
-    TargetJson,
+    ActJson, BalloonJson, GuestJson, InputJson, SerialJson, StateJson, TakenJson, TargetJson,
 };
 use crate::client::{self, Client};
 use crate::failure::refused;
 use crate::{output, slice};
 use anyhow::Context;
+use beamline_vmm::config::InputKind;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -90,7 +90,7 @@ impl Act {
                     let pieces = characters.chunks(PIECE).map(|piece| piece.iter().collect());
                     let mut done = json!({ "state": "running" });
                     for piece in pieces {
-                        done = input(client, KindJson::Keyboard, vec![ActJson::Text(piece)])?;
+                        done = input(client, InputKind::Keyboard, vec![ActJson::Text(piece)])?;
                     }
                     done
                 };
@@ -98,12 +98,12 @@ impl Act {
             }
             Self::Key { keys } => {
                 let acts = keys.into_iter().map(ActJson::Tap).collect();
-                said(&input(client, KindJson::Keyboard, acts)?, json, "pressed")
+                said(&input(client, InputKind::Keyboard, acts)?, json, "pressed")
             }
             Self::Point { x, y, click } => {
                 let mut acts = vec![ActJson::Point([x, y])];
                 acts.extend(click.map(ActJson::Tap));
-                said(&input(client, KindJson::Tablet, acts)?, json, "done")
+                said(&input(client, InputKind::Tablet, acts)?, json, "done")
             }
             Self::Screenshot { out } => screenshot(client, out, json),
         }
@@ -133,7 +133,7 @@ fn body(value: &impl Serialize) -> anyhow::Result<Value> {
 }
 
 /// Sends acts; a guest that has not read what came before is asked again for a while.
-fn input(client: &Client, device: KindJson, acts: Vec<ActJson>) -> anyhow::Result<Value> {
+fn input(client: &Client, device: InputKind, acts: Vec<ActJson>) -> anyhow::Result<Value> {
     let asked = body(&InputJson { device, acts })?;
     for _ in 0..TRIES {
         match client.try_ask("POST", "/v1/guest/input", Some(&asked))? {

@@ -4,6 +4,7 @@
 //! has a limit in time, and a server that ends is noticed.
 
 use super::{Ring, Server, VhostError, regions, set_ring};
+use crate::passthrough::connect;
 use std::io;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -85,7 +86,7 @@ impl VhostUser {
     /// Connects to the server at `path`, for a device with `queues` queues.
     pub fn connect(path: &Path, queues: u64) -> Result<Self, ConnectError> {
         let failed = |source| ConnectError::Connect { path: path.to_owned(), source };
-        let stream = UnixStream::connect(path).map_err(failed)?;
+        let stream = connect::attempt(path).map_err(|errno| failed(errno.into()))?;
         let watch = Arc::new(stream.try_clone().map_err(failed)?);
         let mut frontend = Frontend::from_stream(stream, queues);
         let features = within(&watch, || greet(&mut frontend, path))?;
