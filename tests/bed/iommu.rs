@@ -89,7 +89,7 @@ fn behind_our_iommu(bed: &Bed, folder: &Path, hz: u32, script: &str) -> Vec<Stri
          beamline host /share/host.toml >/host.txt &\n\
          BEAMLINE_LOG=beamline_vmm=info beamline run /share/linux.toml\n\
          echo ended: status=$?\n\
-         killall ld-linux-x86-64.so.2\n\
+         killall beamline\n\
          wait\n",
     );
     assert!(said.iter().any(|line| line == "ended: status=0"), "{said:#?}");

@@ -77,19 +77,12 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<()> {
     }
     let events = Events::new(options.json);
     let ended = config.and_then(|config| {
-        let reboots = config.guest.on_reset == OnReset::Reboot && !options.one_life;
-        if reboots && !options.no_sandbox {
+        if config.guest.on_reset == OnReset::Reboot && !options.one_life {
             check::before(&config, &options.guest)?;
-            // It says what happens itself.
+            // Each life says itself what happens.
             return lives::run(options);
         }
-        let stop = Stop::install()?;
-        loop {
-            let reason = life(&config, options, &stop, events)?;
-            if !(reboots && reason == ExitReason::Reset) {
-                return Ok(reason);
-            }
-        }
+        life(&config, options, events)
     });
     match ended {
         Ok(ExitReason::Reset) if options.one_life => std::process::exit(RESET.into()),
@@ -117,7 +110,8 @@ fn load(options: &Run) -> anyhow::Result<Config> {
 }
 
 /// Runs the guest until it ends. Everything that it takes is given back when this returns.
-fn life(config: &Config, options: &Run, stop: &Stop, events: Events) -> anyhow::Result<ExitReason> {
+fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitReason> {
+    let stop = &Stop::install()?;
     let (path, sandbox) = (&options.guest, !options.no_sandbox);
     check::before(config, path)?;
     if let Some(folder) = config.api.as_ref().and_then(|api| api.socket.parent()) {

@@ -6,7 +6,7 @@ use common::{beamline, failure, output};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
 const HOST: &str = r#"
 run_dir = "run"

@@ -355,22 +355,6 @@ fn the_end_of_a_rebooting_guest_has_its_exit_code() {
 }
 
 #[test]
-fn without_a_sandbox_one_process_lives_all_lives() {
-    if !kvm_or_skip("without_a_sandbox_one_process_lives_all_lives") {
-        return;
-    }
-    let text = GUEST.replace("[memory]", "on_reset = \"reboot\"\n[memory]");
-    let folder = folder_with(&text);
-    let mut guest = Running::start(&["--no-sandbox"], folder.path());
-    asked(&["reset"], folder.path());
-    assert_eq!(guest.event()["event"], "reset");
-    assert_eq!(guest.event()["pid"], guest.child.id());
-    asked(&["stop"], folder.path());
-    let (code, events, _) = guest.ends();
-    assert_eq!((code, events), (Some(0), vec![json!({ "event": "stopped" })]));
-}
-
-#[test]
 fn a_socket_in_use_is_refused_and_a_dead_one_replaced() {
     if !kvm_or_skip("a_socket_in_use_is_refused_and_a_dead_one_replaced") {
         return;
