@@ -3,6 +3,7 @@
 //! `make bench` runs all; each prints a table and writes `target/bench/<name>.json`. Every result is
 //! *measured*: real time on the machine that ran it.
 
+pub mod image;
 pub mod report;
 pub mod stats;
 

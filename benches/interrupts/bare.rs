@@ -7,6 +7,7 @@ use crate::tsc;
 use anyhow::{Context, bail};
 use beamline_mdev::host::threads::pin;
 use beamline_vmm::boot::pvh;
+use beamline_vmm::interrupt::stats::{Counts, StatsError, VmStats};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting, Msrs, kvm_irq_routing_entry,
     kvm_msr_entry, kvm_userspace_memory_region,
@@ -39,6 +40,7 @@ pub(crate) struct Bare {
     memory: Arc<GuestMemoryMmap>,
     /// Guest TSC minus host TSC, ticks.
     offset: u64,
+    stats: Result<VmStats, StatsError>,
     ended: Receiver<Result<(), String>>,
     _vm: VmFd,
 }
@@ -75,6 +77,7 @@ impl Bare {
             .context("KVM refused an ioeventfd")?;
         let vcpu = vcpu(&kvm, &vm)?;
         let offset = tsc_offset(&vcpu);
+        let stats = VmStats::new(&vm, [&vcpu]);
         let memory = Arc::new(memory);
         let (sender, ended) = channel();
         let kept = Arc::clone(&memory);
@@ -88,7 +91,7 @@ impl Bare {
                 let _ = sender.send(result);
             })
             .context("a thread for the vCPU")?;
-        Ok(Self { ping, end, bell, memory, offset, ended, _vm: vm })
+        Ok(Self { ping, end, bell, memory, offset, stats, ended, _vm: vm })
     }
 
     /// Ends the guest.
@@ -96,6 +99,12 @@ impl Bare {
         self.end.write(1).context("eventfd")?;
         let result = self.ended.recv_timeout(PATIENCE).context("the bare guest does not end")?;
         result.map_err(anyhow::Error::msg)
+    }
+
+    /// What KVM has counted so far.
+    pub(crate) fn counts(&self) -> anyhow::Result<Counts> {
+        let stats = self.stats.as_ref().map_err(|e| anyhow::anyhow!("{e}"))?;
+        stats.read().context("the bare guest's counters")
     }
 
     fn answer(&self) -> anyhow::Result<()> {

@@ -30,6 +30,7 @@ use beamline_mdev::memory::Gpa;
 use beamline_sched::{Class, Contract, Guard, MissAllowance, Period, Sink, Vblank};
 use beamline_vfio_user::server::{Listener, Stop};
 use beamline_vfio_user::{Device, RegionIndex};
+use beamline_vmm::interrupt::stats::Counts;
 use beamline_vmm::{Vm, VmHandle};
 use rtrb::{Consumer, Producer, RingBuffer};
 use std::path::Path;
@@ -158,6 +159,16 @@ impl Stack {
         self.handle.stop();
         drop(self.servers);
         exits
+    }
+
+    /// What KVM has counted so far.
+    pub(crate) fn counts(&self) -> anyhow::Result<Counts> {
+        self.handle.sample_interrupts();
+        let report = self.handle.interrupts();
+        match report.missing {
+            Some(why) => bail!("{why}"),
+            None => Ok(report.all.counts),
+        }
     }
 
     fn device(&self) -> &GpuHandle {

@@ -10,11 +10,12 @@ use beamline_vmm::devices::virtio::Transport;
 use beamline_vmm::devices::virtio::balloon::Balloon;
 use beamline_vmm::devices::virtio::blk::{Blk, Disk};
 use beamline_vmm::devices::virtio::input::{Event, Input as InputDevice, InputSender, kind};
+use beamline_vmm::devices::virtio::iommu::{Iommu, Mapping, View, ViewError};
 use beamline_vmm::devices::virtio::rng::Rng;
 use beamline_vmm::interrupt::{Gsi, MsiMessage};
 use beamline_vmm::pci::{PciFunction, Wiring};
 use beamline_vmm::platform::{Doorbell, PlatformError, Slot};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -33,11 +34,59 @@ const HEADER: u64 = 0x4000;
 const DATA: u64 = 0x5000;
 /// Most steps of an input.
 const STEPS: usize = 200;
+/// The PCI device ID of an IOMMU.
+const IOMMU: u32 = 0x1057;
+/// Most mappings that an endpoint takes.
+const MAPPINGS: usize = 3;
 /// Bytes of the disk.
 const DISK: usize = 16 << 10;
 const NOTIFY: u64 = 0x2000;
 const BAR_SIZE: u64 = 0x4000;
 const DEVICE_CONFIG: u64 = 0x1000;
+
+/// What an endpoint sees, which knows what it may be told.
+struct Seen {
+    all: bool,
+    maps: BTreeMap<u64, Mapping>,
+}
+
+impl View for Seen {
+    fn show_all(&mut self) -> Result<(), ViewError> {
+        assert!(!self.all && self.maps.is_empty(), "nothing is shown");
+        self.all = true;
+        Ok(())
+    }
+
+    fn show(&mut self, m: &Mapping) -> Result<(), ViewError> {
+        assert!(!self.all && m.at <= m.last, "it has its place");
+        assert!(m.at.is_multiple_of(4096) && m.to.0.is_multiple_of(4096) && m.last % 4096 == 4095);
+        assert!(m.to.0.checked_add(m.last - m.at).is_some(), "no address overflows");
+        let before = self.maps.range(..=m.last).next_back();
+        assert!(before.is_none_or(|(_, other)| other.last < m.at), "none overlaps another");
+        if self.maps.len() == MAPPINGS {
+            return Err(ViewError::Full);
+        }
+        self.maps.insert(m.at, *m);
+        Ok(())
+    }
+
+    fn hide(&mut self, mapping: &Mapping) -> Result<(), ViewError> {
+        assert_eq!(self.maps.remove(&mapping.at).as_ref(), Some(mapping), "it was shown");
+        Ok(())
+    }
+
+    fn hide_all(&mut self) -> Result<(), ViewError> {
+        self.all = false;
+        self.maps.clear();
+        Ok(())
+    }
+}
+
+/// An IOMMU in front of two endpoints.
+fn iommu() -> Iommu {
+    let seen = || Box::new(Seen { all: true, maps: BTreeMap::new() }) as Box<dyn View>;
+    Iommu::new(vec![(8, seen()), (16, seen())])
+}
 
 /// A disk that knows what it may be asked for.
 struct Memory {
@@ -169,6 +218,7 @@ impl Guest {
         let label = || "fuzz".to_owned();
         let mut sender = None;
         let function = match which % 8 {
+            _ if which >= 0xc0 => Transport::new(label(), Box::new(iommu()), Arc::clone(&memory)),
             5 => Transport::new(label(), Box::new(Rng), Arc::clone(&memory)),
             6 => Transport::new(label(), Box::new(Balloon::new()), Arc::clone(&memory)),
             7 => {
@@ -325,8 +375,11 @@ impl Guest {
         self.mapped = !self.mapped;
     }
 
-    /// A disk's request that is mostly right.
+    /// A disk's or an IOMMU's request that is mostly right.
     fn request(&mut self, input: &mut Input<'_>) {
+        if self.id >> 16 == IOMMU {
+            return self.iommu_request(input);
+        }
         let mut header = [0; 16];
         header[0] = input.u8() % 16;
         header[8..].copy_from_slice(&input.number().to_le_bytes());
@@ -336,6 +389,33 @@ impl Guest {
         self.descriptor(0, HEADER, 16, ring::DESC_NEXT, 1);
         self.descriptor(1, Self::place(input), len, ring::DESC_NEXT | flags, 2);
         self.descriptor(2, HEADER + 16, 1, ring::DESC_WRITE, 0);
+        self.offer(0);
+        self.write(NOTIFY, 2, 0);
+    }
+
+    /// Of few domains, endpoints and pages, so that they meet.
+    fn iommu_request(&mut self, input: &mut Input<'_>) {
+        let (kind, domain) = (input.below(7), input.below(3) as u8);
+        let (first, pages) = (input.below(16) as u64 * 4096, input.below(4) as u64 * 4096);
+        let (endpoint, flags) = (input.u8() % 4 * 8, input.u8() % 8);
+        let mut request = vec![kind as u8, 0, 0, 0, domain, 0, 0, 0];
+        if matches!(kind, 3 | 4) {
+            request.extend(first.to_le_bytes());
+            request.extend(first.wrapping_add(pages).wrapping_sub(1).to_le_bytes());
+        }
+        match kind {
+            3 => {
+                request.extend((input.number() & !0xfff).to_le_bytes());
+                request.extend([flags, 0, 0, 0]);
+            }
+            4 => {}
+            5 => request[4] = endpoint,
+            _ => request.extend([endpoint, 0, 0, 0, flags & 1]),
+        }
+        request.resize(72, 0);
+        self.put(HEADER, &request);
+        self.descriptor(0, HEADER, request.len() as u32, ring::DESC_NEXT, 1);
+        self.descriptor(1, HEADER + 128, 4 + 24 * u32::from(kind == 5), ring::DESC_WRITE, 0);
         self.offer(0);
         self.write(NOTIFY, 2, 0);
     }

@@ -19,7 +19,7 @@ const SHOW: &str = r#"
 mkdir -p /run
 beamline host /share/host.toml &
 host=$!
-/share/ld-linux-x86-64.so.2 --library-path /share /share/beamline run /share/linux.toml </dev/null &
+/share/beamline run /share/linux.toml </dev/null &
 vmm=$!
 while read -r word && [ "$word" = look ]; do
     beamline slice --host /run scanout one --out /tmp/now.png >/dev/null 2>&1
@@ -28,7 +28,7 @@ done
 kill -INT $vmm
 wait $vmm
 echo "ended: status=$?"
-killall ld-linux-x86-64.so.2
+killall beamline
 wait $host
 echo "left: $(ls /run | tr '\n' ' ')"
 "#;

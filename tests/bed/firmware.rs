@@ -64,8 +64,8 @@ const QEMU_FAILS: &str = "cpu_interrupt: assertion failed";
 /// How often that may happen.
 const TRIES: usize = 8;
 
-/// Runs `script` in the outer guest; everything that both have said, or that QEMU failed.
-fn try_run(bed: &Bed, folder: &Path, engine: &[&str], script: &str) -> Result<Vec<String>, String> {
+/// Starts `script` in the outer guest.
+fn start(bed: &Bed, folder: &Path, engine: &[&str], script: &str) -> Guest {
     let script = format!(
         "{OUTER}\ncp /share/disk.img /tmp/disk.img\ncp /share/OVMF_VARS_4M.fd /tmp/vars.fd\n{script}"
     );
@@ -74,22 +74,22 @@ fn try_run(bed: &Bed, folder: &Path, engine: &[&str], script: &str) -> Result<Ve
     let words = "mitigations=off";
     let machine =
         Machine { script: &script, programs: &[], devices: vec![], iommu: Iommu::None, words };
-    Guest::start_on(bed, folder, &machine, &hardware).finish_unless_qemu_fails()
+    Guest::start_on(bed, folder, &machine, &hardware)
 }
 
-/// The same by counted time, in which ticks do not pile up.
+/// Runs `script` there by counted time, in which ticks do not pile up; everything that both guests have said.
 fn run_counted(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
-    try_run(bed, folder, &COUNTED_TIME, script).unwrap_or_else(|why| panic!("{why}"))
+    start(bed, folder, &COUNTED_TIME, script).finish()
 }
 
 /// The same in real time, again where QEMU failed as it does.
 fn run(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
     for n in 1..=TRIES {
-        match try_run(bed, folder, &REAL_TIME, script) {
-            Ok(said) => return said,
-            Err(why) if why.contains(QEMU_FAILS) => println!("run {n}: {QEMU_FAILS}: again"),
-            Err(why) => panic!("{why}"),
+        let guest = start(bed, folder, &REAL_TIME, script);
+        if let Some(said) = guest.finish_unless(QEMU_FAILS) {
+            return said;
         }
+        println!("run {n}: {QEMU_FAILS}: again");
     }
     panic!("QEMU failed {TRIES} times: the machine is too busy")
 }

@@ -5,7 +5,7 @@ use crate::bed::Bed;
 use crate::process::Process;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 /// Said by the guest's first process.
 const UP: &str = "bed: up ";
@@ -151,12 +151,26 @@ impl Guest {
         command.args(["-append", &words]);
         // It warns of what it lacks at every start.
         command.stderr(File::create(folder.join(QEMU_LOG)).unwrap());
-        Self { process: Process::start("guest", &mut command, true), folder: folder.into() }
+        let logs = [QEMU_LOG, CONSOLE_LOG].map(|log| folder.join(log));
+        let process = Process::start("guest", &mut command, true).showing(logs.into());
+        Self { process, folder: folder.into() }
     }
 
     /// The next line that starts with `start`.
     pub(crate) fn until(&mut self, start: &str) -> String {
         self.process.until(start)
+    }
+
+    /// As [`Self::until`]; `None`: QEMU has ended by `fault`, a mistake of its own that it names.
+    ///
+    /// # Panics
+    /// Where it has ended otherwise, too.
+    pub(crate) fn until_unless(&mut self, start: &str, fault: &str) -> Option<String> {
+        let line = self.process.until_end(start);
+        if line.is_none() && !self.process.logs().contains(fault) {
+            self.process.fail(&format!("ended before {start:?}"));
+        }
+        line
     }
 
     /// Says a line, for the script's `read`.
@@ -178,33 +192,28 @@ impl Guest {
     ///
     /// # Panics
     /// Where its script failed, with the kernel's console.
-    pub(crate) fn finish(self) -> Vec<String> {
-        self.finish_unless_qemu_fails().unwrap_or_else(|why| panic!("{why}"))
+    pub(crate) fn finish(mut self) -> Vec<String> {
+        let (status, said) = self.process.finish();
+        self.judge(status, said)
     }
 
-    /// The same; what QEMU and the kernel said where QEMU itself failed.
+    /// As [`Self::finish`]; `None`: QEMU has ended by `fault`, a mistake of its own that it names.
     ///
     /// # Panics
-    /// Where the guest's script failed, with the kernel's console.
-    pub(crate) fn finish_unless_qemu_fails(self) -> Result<Vec<String>, String> {
+    /// Where it has ended otherwise, too.
+    pub(crate) fn finish_unless(mut self, fault: &str) -> Option<Vec<String>> {
         let (status, said) = self.process.finish();
-        let logs = logs(&self.folder);
-        if !status.success() {
-            return Err(format!("QEMU ended with {status}{logs}"));
-        }
+        let faulted = !status.success() && self.process.logs().contains(fault);
+        (!faulted).then(|| self.judge(status, said))
+    }
+
+    fn judge(&self, status: ExitStatus, said: Vec<String>) -> Vec<String> {
+        let logs = self.process.logs();
+        assert!(status.success(), "QEMU ended with {status}{logs}");
         let end = said.iter().rev().find_map(|line| line.strip_prefix(END));
         assert_eq!(end, Some("0"), "the guest's script failed{logs}");
-        Ok(said)
+        said
     }
-}
-
-/// What QEMU and the kernel said.
-fn logs(folder: &Path) -> String {
-    let log = |file: &str| {
-        let text = std::fs::read(folder.join(file)).unwrap_or_default();
-        format!("\n--- {file}:\n{}", String::from_utf8_lossy(&text))
-    };
-    [QEMU_LOG, CONSOLE_LOG].map(log).concat()
 }
 
 fn qmp(folder: &Path) -> PathBuf {

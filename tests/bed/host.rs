@@ -109,7 +109,7 @@ impl Host {
     ///
     /// # Panics
     /// Where it does not drain, or has refused something that a client asked of it.
-    pub(crate) fn stop(self) {
+    pub(crate) fn stop(mut self) {
         kill_process(Pid::from_child(self.process.id()), Signal::TERM).unwrap();
         let (status, said) = self.process.finish();
         let log = std::fs::read_to_string(self.folder.join("host.log")).unwrap();

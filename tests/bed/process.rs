@@ -1,6 +1,7 @@
 //! A process whose lines are waited for, and which never outlives its test.
 
 use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ pub(crate) struct Process {
     said: Vec<String>,
     /// Whether its lines are shown.
     loud: bool,
+    /// Files that are shown where it fails.
+    logs: Vec<PathBuf>,
     end: Instant,
 }
 
@@ -40,7 +43,13 @@ impl Process {
             }
         });
         let end = Instant::now() + PATIENCE;
-        Self { name, child, lines, said: Vec::new(), loud, end }
+        Self { name, child, lines, said: Vec::new(), loud, logs: Vec::new(), end }
+    }
+
+    /// Shows these files where it fails.
+    pub(crate) fn showing(mut self, logs: Vec<PathBuf>) -> Self {
+        self.logs = logs;
+        self
     }
 
     /// The next line that starts with `start`.
@@ -48,14 +57,21 @@ impl Process {
     /// # Panics
     /// Where it does not come, with all that was said.
     pub(crate) fn until(&mut self, start: &str) -> String {
+        let line = self.until_end(start);
+        line.unwrap_or_else(|| self.fail(&format!("ended before {start:?}")))
+    }
+
+    /// The next line that starts with `start`; `None`: it has ended before.
+    ///
+    /// # Panics
+    /// Where neither comes, with all that was said.
+    pub(crate) fn until_end(&mut self, start: &str) -> Option<String> {
         loop {
             match self.next() {
-                Ok(line) if line.starts_with(start) => return line,
+                Ok(line) if line.starts_with(start) => return Some(line),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => self.fail(&format!("{start:?} did not come")),
-                Err(RecvTimeoutError::Disconnected) => {
-                    self.fail(&format!("ended before {start:?}"))
-                }
+                Err(RecvTimeoutError::Disconnected) => return None,
             }
         }
     }
@@ -70,18 +86,28 @@ impl Process {
         Ok(line)
     }
 
-    fn fail(&self, what: &str) -> ! {
-        panic!("{}: {what}; it said:\n{}", self.name, self.said.join("\n"))
+    pub(crate) fn fail(&self, what: &str) -> ! {
+        panic!("{}: {what}; it said:\n{}{}", self.name, self.said.join("\n"), self.logs())
+    }
+
+    /// The files that are shown where it fails.
+    pub(crate) fn logs(&self) -> String {
+        let log = |file: &PathBuf| {
+            let text = std::fs::read(file).unwrap_or_default();
+            format!("\n--- {}:\n{}", file.display(), String::from_utf8_lossy(&text))
+        };
+        self.logs.iter().map(log).collect::<Vec<_>>().concat()
     }
 
     /// Says a line to it.
     pub(crate) fn say(&mut self, line: &str) {
         let stdin = self.child.stdin.as_mut().expect("it is piped");
-        writeln!(stdin, "{line}").and_then(|()| stdin.flush()).unwrap();
+        // One that has ended is found out by whoever waits for its answer.
+        let _ = writeln!(stdin, "{line}").and_then(|()| stdin.flush());
     }
 
     /// Everything that it says until it ends, and how it ended.
-    pub(crate) fn finish(mut self) -> (ExitStatus, Vec<String>) {
+    pub(crate) fn finish(&mut self) -> (ExitStatus, Vec<String>) {
         loop {
             match self.next() {
                 Ok(_) => {}

@@ -17,6 +17,7 @@ pub mod acpi;
 pub mod boot;
 mod clock;
 pub mod config;
+mod control;
 mod cpuid;
 pub mod devices;
 pub mod interrupt;
@@ -41,7 +42,9 @@ mod tests;
 mod tests_firmware;
 
 pub use config::Config;
+pub use control::{GuestControl, GuestState};
 pub use devices::serial::{Console, LogConsole};
+pub use life::PauseError;
 pub use vcpu::{Exits, GuestError};
 pub use vm::{ExitReason, Vm, VmError, VmHandle};
 

@@ -124,6 +124,12 @@ impl Machine {
         self.bus.mmio_write(&mut self.platform, at, data);
     }
 
+    /// The guest's RAM.
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> vm_memory::GuestMemoryMmap {
+        self.ram.memory().clone()
+    }
+
     /// Someone pressed the power button.
     pub(crate) fn press_power_button(&mut self) {
         self.power.press();

@@ -7,7 +7,15 @@
 //! guest    0 ............ WINDOW | PCI, APICs | 4 GiB ............
 //! ```
 
+mod fill;
+mod node;
+mod pages;
+
+pub use fill::Filled;
+pub use pages::{available, host};
+
 use crate::Gpa;
+use crate::config::{HugePages, Memory};
 use crate::pci::layout;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
@@ -40,6 +48,80 @@ pub enum MemoryError {
         /// Why.
         source: MmapRegionError,
     },
+    /// There are too few huge pages.
+    #[error(
+        "{size:#x} bytes of guest RAM take {pages} pages of {kib} KiB, and {free}: reserve more by writing their \
+         number to {pool}, which takes root, or leave `memory.hugepages` out"
+    )]
+    HugePages {
+        /// Bytes.
+        size: u64,
+        /// How many pages.
+        pages: u64,
+        /// Of this size, KiB.
+        kib: u64,
+        /// How many there are, for people.
+        free: String,
+        /// Where the kernel is told how many to have.
+        pool: String,
+    },
+    /// The kernel makes no huge pages of memory that is shared.
+    #[error(
+        "this kernel makes no huge pages of shared memory by itself: write `advise` to {setting}, which takes root, or \
+         leave `memory.hugepages` out"
+    )]
+    Transparent {
+        /// What decides it.
+        setting: &'static str,
+    },
+    /// The host is smaller than the guest.
+    #[error(
+        "the guest's RAM is {size} bytes and the host has {has}, swap included: give a smaller `memory.size`"
+    )]
+    Host {
+        /// Bytes of the guest.
+        size: u64,
+        /// Bytes of the host.
+        has: u64,
+    },
+    /// The host has too little left.
+    #[error(
+        "the guest's RAM is {size} bytes, and {has} are available to fill it with: give a smaller `memory.size`, end \
+         other programs, or leave `memory.prefault` out"
+    )]
+    Available {
+        /// Bytes of the guest.
+        size: u64,
+        /// Bytes that are available.
+        has: u64,
+    },
+    /// The RAM could not be filled.
+    #[error(
+        "cannot fill {size:#x} bytes of guest RAM: do the nodes in `memory.host_nodes` and the control group have so \
+         much?"
+    )]
+    Fill {
+        /// Bytes.
+        size: u64,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Whoever was told how far it is has had enough.
+    #[error("filling the guest's RAM was stopped")]
+    Interrupted,
+    /// A NUMA node is not there.
+    #[error(
+        "the guest's RAM cannot come from the host's NUMA nodes {nodes:?}: those with memory are {online}; correct \
+         `memory.host_nodes`"
+    )]
+    Node {
+        /// The nodes.
+        nodes: Vec<u32>,
+        /// Those that are there, as the kernel writes it.
+        online: String,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The mapping is not a valid guest memory.
     #[error("{size:#x} bytes are not a valid size of guest RAM")]
     Layout {
@@ -69,23 +151,100 @@ fn parts(size: u64) -> Vec<Part> {
     parts
 }
 
+/// The RAM's file and where its parts lie, for whoever hands pieces of it on.
+#[derive(Clone, Debug)]
+pub struct RamFile {
+    file: Arc<File>,
+    parts: Arc<[Part]>,
+}
+
+impl RamFile {
+    /// The memfd.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// What of `at..=last` is RAM, from the lowest address on.
+    pub fn within(&self, at: Gpa, last: Gpa) -> impl Iterator<Item = Part> + '_ {
+        self.parts.iter().filter_map(move |part| {
+            // Parts are not empty, and end far below 2^64.
+            let from = at.0.max(part.at.0);
+            let to = last.0.min(part.at.0 + part.size - 1);
+            let size = to.checked_sub(from)? + 1;
+            Some(Part { at: Gpa(from), size, offset: part.offset + (from - part.at.0) })
+        })
+    }
+}
+
+/// Looks whether the host has what `memory` asks for, as far as that can be told without taking it.
+pub fn check(memory: &Memory) -> Result<(), MemoryError> {
+    let Memory { size, hugepages, transparent, prefault, host_nodes } = memory;
+    pages::fits_host(*size)?;
+    if !host_nodes.is_empty() {
+        node::check(host_nodes)?;
+    }
+    if *transparent {
+        pages::may_be_huge()?;
+    }
+    match hugepages {
+        Some(pages) => pages::are_free(*pages, *size),
+        None if *prefault => pages::can_be_filled(*size),
+        None => Ok(()),
+    }
+}
+
 /// RAM from guest-physical address 0 on.
 #[derive(Debug)]
 pub struct GuestRam {
     file: Arc<File>,
     size: u64,
+    pooled: bool,
     parts: Vec<(Part, Arc<MmapRegion>)>,
     memory: GuestMemoryMmap,
 }
 
 impl GuestRam {
-    /// Makes `size` bytes of zeroed RAM. The memfd can neither shrink nor grow: whoever maps it is safe
-    /// from `SIGBUS`.
+    /// Makes `size` bytes of zeroed RAM of ordinary pages, which come when they are touched. The memfd can neither
+    /// shrink nor grow: whoever maps it is safe from `SIGBUS`.
     pub fn new(size: u64) -> Result<Self, MemoryError> {
-        let memfd = |source| MemoryError::Memfd { size, source };
-        let fd =
-            rustix::fs::memfd_create("guest-ram", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)
-                .map_err(|e| memfd(e.into()))?;
+        Self::of(size, None)
+    }
+
+    /// Makes the RAM that `memory` asks for. Where it is filled, `go_on` is told ten times a second how far that is,
+    /// and ends it by `false`.
+    pub fn build(
+        memory: &Memory,
+        go_on: &mut dyn FnMut(Filled) -> bool,
+    ) -> Result<Self, MemoryError> {
+        let Memory { size, hugepages, transparent, prefault, host_nodes } = memory;
+        check(memory)?;
+        let ram = Self::of(*size, *hugepages)?;
+        if !host_nodes.is_empty() {
+            for (_, region) in &ram.parts {
+                node::bind(region, host_nodes)?;
+            }
+        }
+        if *transparent {
+            for (_, region) in &ram.parts {
+                pages::make_huge(region)?;
+            }
+        }
+        if *prefault {
+            let regions: Vec<_> = ram.parts.iter().map(|(_, region)| Arc::clone(region)).collect();
+            fill::fill(&regions, hugepages.map_or(4096, HugePages::bytes), go_on)?;
+        }
+        Ok(ram)
+    }
+
+    fn of(size: u64, hugepages: Option<HugePages>) -> Result<Self, MemoryError> {
+        let memfd = |source: std::io::Error| match hugepages {
+            // The kernel has no pages of this size.
+            Some(pages) => pages::too_few(pages, size),
+            None => MemoryError::Memfd { size, source },
+        };
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+        let flags = hugepages.map_or(flags, |pages| flags | pages.flags());
+        let fd = rustix::fs::memfd_create("guest-ram", flags).map_err(|e| memfd(e.into()))?;
         let file = File::from(fd);
         file.set_len(size).map_err(memfd)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
@@ -96,8 +255,15 @@ impl GuestRam {
         for part in parts(size) {
             let length = usize::try_from(part.size).map_err(|_| MemoryError::Layout { size })?;
             let offset = FileOffset::from_arc(Arc::clone(&file), part.offset);
-            let region = MmapRegion::from_file(offset, length)
-                .map_err(|source| MemoryError::Map { size: part.size, source })?;
+            // Huge pages are reserved by this, so that none is missing later, when it would end the process.
+            let reserve = if hugepages.is_some() { 0 } else { libc::MAP_NORESERVE };
+            let access = libc::PROT_READ | libc::PROT_WRITE;
+            let region =
+                MmapRegion::build(Some(offset), length, access, libc::MAP_SHARED | reserve);
+            let region = region.map_err(|source| match hugepages {
+                Some(pages) => pages::too_few(pages, size),
+                None => MemoryError::Map { size: part.size, source },
+            })?;
             let region = Arc::new(region);
             let guest_region = GuestRegionMmap::with_arc(Arc::clone(&region), part.at)
                 .ok_or(MemoryError::Layout { size })?;
@@ -106,7 +272,12 @@ impl GuestRam {
         }
         let memory =
             GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Layout { size })?;
-        Ok(Self { file, size, parts: mapped, memory })
+        Ok(Self { file, size, pooled: hugepages.is_some(), parts: mapped, memory })
+    }
+
+    /// Whether it is of huge pages out of the host's pools.
+    pub fn is_of_huge_pages(&self) -> bool {
+        self.pooled
     }
 
     /// Bytes, of all parts.
@@ -132,6 +303,11 @@ impl GuestRam {
     /// The parts, from the lowest on.
     pub fn parts(&self) -> impl Iterator<Item = Part> + '_ {
         self.parts.iter().map(|(part, _)| *part)
+    }
+
+    /// The file and its layout, to be kept by those who hand pieces of it on.
+    pub fn share(&self) -> RamFile {
+        RamFile { file: Arc::clone(&self.file), parts: self.parts().collect() }
     }
 
     /// The parts' mappings, for KVM memory slots.
@@ -178,5 +354,93 @@ mod tests {
         let file = File::from(ram.fd().try_clone_to_owned().unwrap());
         std::os::unix::fs::FileExt::read_exact_at(&file, &mut back, 3 << 30).unwrap();
         assert_eq!(u32::from_le_bytes(back), 7);
+    }
+
+    #[test]
+    fn a_range_has_what_is_ram_of_it() {
+        let shared = GuestRam::new(5 << 30).unwrap().share();
+        let within = |at, last| -> Vec<(u64, u64, u64)> {
+            shared.within(Gpa(at), Gpa(last)).map(|p| (p.at.0, p.size, p.offset)).collect()
+        };
+        let high = HIGH_START;
+        assert_eq!(within(0x1000, 0x1fff), [(0x1000, 0x1000, 0x1000)]);
+        assert_eq!(within(high, high + 0xfff), [(high, 0x1000, 3 << 30)]);
+        assert_eq!(within(0, u64::MAX), [(0, 3 << 30, 0), (high, 2 << 30, 3 << 30)]);
+        let edge = layout::WINDOW - 0x1000;
+        assert_eq!(within(edge, edge + 0x1fff), [(edge, 0x1000, edge)]);
+        assert_eq!(within(layout::WINDOW, high - 1), []);
+        assert_eq!(within(high + (2 << 30), u64::MAX), []);
+    }
+
+    fn memory(size: u64, hugepages: Option<HugePages>, prefault: bool) -> Memory {
+        Memory { size, hugepages, transparent: false, prefault, host_nodes: Vec::new() }
+    }
+
+    /// Huge pages where the machine has them to spare, and the way to get them where it does not.
+    #[test]
+    fn huge_pages_are_used_or_asked_for() {
+        for pages in [HugePages::TwoMib, HugePages::OneGib] {
+            let size = pages.bytes();
+            match GuestRam::build(&memory(size, Some(pages), true), &mut |_| true) {
+                Ok(ram) => {
+                    let file = File::from(ram.fd().try_clone_to_owned().unwrap());
+                    assert!(file.set_len(0).is_err(), "sealed against shrinking, as sharing needs");
+                    ram.memory().write_obj(7u32, Gpa(size - 4)).unwrap();
+                }
+                Err(error) => {
+                    println!("skip: huge_pages_are_used_or_asked_for: {error}");
+                    let text = error.to_string();
+                    assert!(
+                        text.contains("nr_hugepages") && text.contains("take 1 pages"),
+                        "{text}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_makes_huge_pages_or_says_what_forbids_it() {
+        let memory = Memory { transparent: true, ..memory(4 << 20, None, true) };
+        match GuestRam::build(&memory, &mut |_| true) {
+            Ok(ram) => {
+                assert!(!ram.is_of_huge_pages(), "a host takes them");
+                ram.memory().write_obj(7u32, Gpa(0)).unwrap();
+            }
+            Err(error) => {
+                println!("skip: the_kernel_makes_huge_pages_or_says_what_forbids_it: {error}");
+                assert!(matches!(error, MemoryError::Transparent { .. }), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn filling_can_be_stopped_and_leaves_nothing() {
+        // Enough for a few ticks on any machine; refused where there is not so much.
+        let mut told = 0;
+        let result = GuestRam::build(&memory(2 << 30, None, true), &mut |filled| {
+            assert_eq!(filled.all, 2 << 30);
+            told += 1;
+            false
+        });
+        match result {
+            // It was faster than the first tick.
+            Ok(ram) => assert_eq!((told, ram.size()), (0, 2 << 30)),
+            Err(MemoryError::Interrupted) => assert_eq!(told, 1),
+            Err(error) => assert!(matches!(error, MemoryError::Available { .. }), "{error}"),
+        }
+    }
+
+    #[test]
+    fn ram_comes_from_the_nodes_that_are_asked_for() {
+        let mut memory = memory(4 << 20, None, true);
+        memory.host_nodes = vec![0];
+        match GuestRam::build(&memory, &mut |_| true) {
+            Ok(ram) => ram.memory().write_obj(7u32, Gpa(0)).unwrap(),
+            Err(error) => println!("skip: ram_comes_from_the_nodes_that_are_asked_for: {error}"),
+        }
+        memory.host_nodes = vec![crate::config::MAX_NODE];
+        let error = GuestRam::build(&memory, &mut |_| true).unwrap_err();
+        assert!(matches!(error, MemoryError::Node { .. }), "{error}");
     }
 }

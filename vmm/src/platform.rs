@@ -7,10 +7,11 @@ use crate::pci::Wiring;
 use kvm_bindings::{
     KVM_IRQFD_FLAG_DEASSIGN, KVM_MEM_READONLY, kvm_ioeventfd,
     kvm_ioeventfd_flag_nr_datamatch as DATAMATCH, kvm_ioeventfd_flag_nr_deassign as DEASSIGN,
-    kvm_irqfd, kvm_userspace_memory_region,
+    kvm_irqfd, kvm_reinject_control, kvm_userspace_memory_region,
 };
 use kvm_ioctls::VmFd;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use vm_memory::MmapRegion;
 use vmm_sys_util::errno;
@@ -22,6 +23,8 @@ mod ioctl {
 
     vmm_sys_util::ioctl_iow_nr!(KVM_IRQFD, kvm_bindings::KVMIO, 0x76, kvm_irqfd);
     vmm_sys_util::ioctl_iow_nr!(KVM_IOEVENTFD, kvm_bindings::KVMIO, 0x79, kvm_ioeventfd);
+    vmm_sys_util::ioctl_io_nr!(KVM_REINJECT_CONTROL, kvm_bindings::KVMIO, 0x71);
+    vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, kvm_bindings::KVMIO, 0xce);
 }
 
 /// Most memory slots that a guest may use; KVM allows more.
@@ -70,6 +73,35 @@ pub enum PlatformError {
     /// The routing table.
     #[error(transparent)]
     Route(#[from] RouteError),
+}
+
+/// The file of KVM's statistics of `of`, a VM or a vCPU (`KVM_GET_STATS_FD`).
+pub(crate) fn stats(of: &impl AsRawFd) -> Result<OwnedFd, errno::Error> {
+    // SAFETY: the ioctl takes no argument; on another kind of descriptor it fails.
+    let fd = unsafe { vmm_sys_util::ioctl::ioctl(of, ioctl::KVM_GET_STATS_FD()) };
+    if fd < 0 {
+        return Err(errno::Error::last());
+    }
+    // SAFETY: KVM has just made the descriptor for this process; nothing else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Another descriptor of what `of` is.
+pub(crate) fn duplicate(of: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: `of` owns the descriptor and is borrowed for longer than this call.
+    unsafe { BorrowedFd::borrow_raw(of.as_raw_fd()) }.try_clone_to_owned()
+}
+
+/// Has KVM's timer drop ticks that the guest has not taken, rather than raise them later. Where it raises them
+/// later, KVM does without AVIC for the whole VM, because AVIC does not tell it when a tick was taken; whoever
+/// measures time takes the TSC or the local APIC's timer.
+pub(crate) fn drop_late_ticks(vm: &VmFd) -> Result<(), errno::Error> {
+    let control = kvm_reinject_control::default();
+    // SAFETY: the request matches the ioctl and outlives it.
+    match unsafe { ioctl_with_ref(vm, ioctl::KVM_REINJECT_CONTROL(), &control) } {
+        0 => Ok(()),
+        _ => Err(errno::Error::last()),
+    }
 }
 
 /// A memory slot in use.

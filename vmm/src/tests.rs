@@ -1,9 +1,11 @@
 //! Tiny guests, run on KVM where there is one.
 
 use crate::config::{Device, VfioUserDevice};
+use crate::interrupt::stats::Counter;
 use crate::testing::{Asm, Recorder, guest, kvm_or_skip};
-use crate::{ExitReason, GuestError, Vm, VmError};
+use crate::{ExitReason, GuestError, GuestState, PauseError, Vm, VmError};
 use std::time::Duration;
+use vm_memory::Bytes;
 
 /// Far beyond what any of these guests needs on a busy machine.
 const LONG: Duration = Duration::from_mins(1);
@@ -24,6 +26,32 @@ fn a_guest_prints_and_exits() {
     let (reason, console) = run(&Asm::default().print("hello\nworld").exit(7));
     assert_eq!(reason, ExitReason::GuestExit(7));
     assert_eq!(console.lines(), ["vr: hello", "vr: world"]);
+}
+
+#[test]
+fn kvms_own_counters_know_of_a_guests_exits() {
+    if !kvm_or_skip("kvms_own_counters_know_of_a_guests_exits") {
+        return;
+    }
+    let text = "a line of some length";
+    let (config, _dir) = guest(&Asm::default().print(text).exit(7));
+    let handle = Vm::new(config).unwrap().start().unwrap();
+    assert_eq!(handle.wait_timeout(LONG), Some(ExitReason::GuestExit(7)));
+    // Also of one that has ended.
+    handle.sample_interrupts();
+    let report = handle.interrupts();
+    println!("{report:?}");
+    assert_eq!(report.paced, None, "there is no pacer");
+    let counts = report.all.counts;
+    match (counts.get(Counter::Exits), &report.missing) {
+        (None, why) => println!("skip: kvms_own_counters_know_of_a_guests_exits: {why:?}"),
+        (Some(exits), why) => {
+            assert_eq!(why, &None);
+            // Each byte, and the end. Kinds of exits are not counted by every KVM.
+            assert!(exits > text.len() as u64, "{exits}");
+            assert!(exits >= handle.exits().io, "{exits}");
+        }
+    }
 }
 
 #[test]
@@ -252,4 +280,66 @@ fn the_guest_finds_the_host_bridge_and_empty_slots() {
         .store(0xd000_0000, 1)
         .exit(0);
     assert_eq!(run(&code).0, ExitReason::GuestExit(0));
+}
+
+/// Two vCPUs that count in the words at 0x7000 and 0x7004 for ever.
+fn counters() -> (crate::Config, tempfile::TempDir) {
+    // inc dword [0x7004]; jmp to it, in 16-bit code
+    let second = [0x66, 0xff, 0x06, 0x04, 0x70, 0xeb, 0xf9];
+    let mut asm = start_second(&second);
+    // In place of the halt at its end: inc dword [0x7000]; out 0x80, al; jmp to it
+    asm.0.truncate(asm.0.len() - 3);
+    let asm = asm.raw(&[0xff, 0x05, 0x00, 0x70, 0x00, 0x00, 0xe6, 0x80, 0xeb, 0xf6]);
+    let (mut config, dir) = guest(&asm);
+    config.vcpus.count = 2;
+    (config, dir)
+}
+
+#[test]
+fn a_paused_guest_makes_no_progress_and_goes_on_afterwards() {
+    if !kvm_or_skip("a_paused_guest_makes_no_progress_and_goes_on_afterwards") {
+        return;
+    }
+    let (config, _dir) = counters();
+    let mut vm = Vm::new(config).unwrap();
+    let memory = vm.machine().memory();
+    let count = || [0x7000, 0x7004].map(|at| memory.read_obj::<u32>(crate::Gpa(at)).unwrap());
+    let handle = vm.start().unwrap();
+    let both_count = |than: [u32; 2]| {
+        while count().iter().zip(than).any(|(now, then)| *now == then) {
+            assert_eq!(handle.wait_timeout(Duration::from_millis(1)), None);
+        }
+    };
+    both_count([0, 0]);
+    for _ in 0..5 {
+        handle.pause(LONG).unwrap();
+        assert_eq!(handle.state(), GuestState::Paused);
+        let (counted, exits) = (count(), handle.exits_of_each());
+        // Long enough for either to have counted on thousands of times, were it in the guest.
+        assert_eq!(handle.wait_timeout(Duration::from_millis(20)), None);
+        assert_eq!((count(), handle.exits_of_each()), (counted, exits));
+        assert!(handle.resume());
+        assert_eq!(handle.state(), GuestState::Running);
+        both_count(counted);
+    }
+    handle.pause(LONG).unwrap();
+    assert_eq!(handle.stop(), ExitReason::Stopped);
+    assert_eq!(handle.state(), GuestState::Ended);
+    assert_eq!(handle.pause(LONG), Err(PauseError::Ended));
+}
+
+#[test]
+fn vcpus_that_halt_or_were_never_started_are_paused_too() {
+    if !kvm_or_skip("vcpus_that_halt_or_were_never_started_are_paused_too") {
+        return;
+    }
+    let (mut config, _dir) = guest(&Asm::default().print("up\n").raw(&[0xf4, 0xeb, 0xfd]));
+    config.vcpus.count = 3;
+    let handle = Vm::new(config).unwrap().start().unwrap();
+    for _ in 0..20 {
+        handle.pause(LONG).unwrap();
+        assert!(handle.resume());
+    }
+    assert_eq!(handle.reset(), ExitReason::Reset);
+    assert!(!handle.resume());
 }

@@ -6,12 +6,13 @@
 use crate::boot::Start;
 use crate::cpuid::{self, Seat};
 use crate::kick::Kickable;
+use crate::life::{Life, Next};
 use crate::machine::SharedMachine;
 use crate::probe::internal_error;
 use crate::vm::ExitReason;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use vmm_sys_util::errno;
 
 /// Model-specific registers that a kernel expects firmware to have set up (Intel SDM, volume 4): fast string
@@ -168,19 +169,21 @@ fn set_msrs(vcpu: &VcpuFd) {
     }
 }
 
-/// Runs a vCPU until the guest ends or `stop` is set and the thread is kicked. The machine is locked for as
-/// long as an exit is served.
+/// Runs a vCPU until the guest ends, which `life` may ask for; waits while it is paused. The machine is locked
+/// for as long as an exit is served.
 pub(crate) fn run(
     vcpu: &mut VcpuFd,
     machine: &SharedMachine,
     exits: &ExitCounters,
-    stop: &AtomicBool,
+    life: &Life,
 ) -> ExitReason {
     let mut kickable = Kickable::new(vcpu);
     let vcpu = kickable.vcpu();
     loop {
-        if stop.load(Ordering::Acquire) {
-            return ExitReason::Stopped;
+        match life.next() {
+            Next::Run => {}
+            Next::Resume => tell_of_pause(vcpu),
+            Next::Stop => return ExitReason::Stopped,
         }
         let ended = match vcpu.run() {
             Ok(VcpuExit::MmioRead(at, data)) => {
@@ -209,7 +212,7 @@ pub(crate) fn run(
             }
             Err(e) if e.errno() == libc::EINTR => {
                 count(&exits.other);
-                // Cleared before `stop` is looked at: a kick in between sets it again.
+                // Cleared before `life` is asked: a kick in between sets it again.
                 vcpu.set_kvm_immediate_exit(0);
                 None
             }
@@ -226,6 +229,14 @@ pub(crate) fn run(
         if let Some(reason) = ended {
             return reason;
         }
+    }
+}
+
+/// A guest that reads KVM's clock learns that it was paused, so that its watchdogs do not take the pause for a
+/// hang (Linux, Documentation/virt/kvm/api.rst, 4.74). KVM refuses where the guest does not read that clock.
+fn tell_of_pause(vcpu: &VcpuFd) {
+    if let Err(e) = vcpu.kvmclock_ctrl() {
+        tracing::debug!("the guest is not told that it was paused: {e}");
     }
 }
 

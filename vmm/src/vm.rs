@@ -8,42 +8,44 @@
 //! `Built` is [`Vm`], the rest [`VmHandle`]. The vCPUs' threads own the machine; the handle shares with them
 //! their state, a flag and counters, and reaches the machine only for as long as they run it.
 
-use crate::acpi::{self, AcpiError, Board};
+use crate::acpi::{self, AcpiError, Board, Translation};
 use crate::boot::firmware::Firmware;
 use crate::boot::{self, BootError, Start};
 use crate::clock;
-use crate::config::{Boot, Config, Device, Guest, Vcpus};
+use crate::config::{Boot, Config, Device, Vcpus};
+use crate::control::GuestControl;
 use crate::cpuid::Seat;
 use crate::devices::flash::FlashError;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
-use crate::devices::virtio;
+use crate::devices::virtio::iommu::{Iommu, Views};
+use crate::devices::virtio::{self, Transport};
 use crate::interrupt::Gsi;
+use crate::interrupt::posted::Source;
+use crate::interrupt::stats::{StatsError, VmStats};
+use crate::interrupt::watch::{Report, TimingView, Watch};
 use crate::kick;
 use crate::life::{Life, Seated};
 use crate::machine::{Machine, SharedMachine};
-use crate::memory::{GuestRam, MemoryError};
+use crate::memory::{Filled, GuestRam, MemoryError};
 use crate::passthrough::connect::{ConnectError, Cutter, connect};
 use crate::passthrough::vfio_user::{AttachError, VfioUser};
 use crate::pci::bus::BusError;
 use crate::pci::chipset::Kind;
 use crate::pci::layout::Windows;
 use crate::pci::{Bus, PciFunction, Wiring};
-use crate::platform::{Platform, PlatformError};
+use crate::platform::{self, Platform, PlatformError};
 use crate::probe::{self, KvmKind};
 use crate::turn;
-use crate::vcpu::{self, ExitCounters, Exits, GuestError, VcpuError};
-use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use crate::vcpu::{self, ExitCounters, GuestError, VcpuError};
+use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::VcpuFd;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 use vmm_sys_util::errno;
 
 /// A page and three pages that Intel's KVM needs somewhere, outside RAM, the PCI window and firmware's flash.
 const IDENTITY_MAP: u64 = 0xfeff_c000;
 const TSS: usize = IDENTITY_MAP as usize + 0x1000;
-/// How long a stopped guest's threads may take before its functions are cut off.
-const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Why a guest cannot be built or started.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +91,17 @@ pub enum VmError {
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The tables tell of another IOMMU than the bus has.
+    #[error(
+        "the IOMMU in slot {slot}, with endpoints {behind:?} behind it, is not where the guest was told: \
+         this is a mistake of the VMM's"
+    )]
+    Misplaced {
+        /// Where it is.
+        slot: usize,
+        /// What is behind it.
+        behind: Vec<u32>,
+    },
     /// The operating system.
     #[error("cannot make {what}")]
     Os {
@@ -110,7 +123,7 @@ pub enum ExitReason {
     Reset,
     /// It failed.
     Error(GuestError),
-    /// [`VmHandle::stop`].
+    /// [`GuestControl::stop`].
     Stopped,
 }
 
@@ -133,7 +146,10 @@ pub struct Vm {
     vcpus: Vec<VcpuFd>,
     machine: SharedMachine,
     cutters: Vec<Cutter>,
-    controls: Vec<(usize, virtio::Control)>,
+    holds: Vec<(usize, virtio::Hold)>,
+    stats: Result<VmStats, StatsError>,
+    pages: Vec<TimingView>,
+    sources: Vec<(String, Source)>,
 }
 
 impl Vm {
@@ -143,9 +159,19 @@ impl Vm {
     }
 
     /// Builds the guest; its output goes to `console`.
-    pub fn with_console(mut config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
-        let devices = std::mem::take(&mut config.devices);
-        let mut builder = Builder::new(config, console)?;
+    pub fn with_console(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+        Self::with_progress(config, console, &mut |_| true)
+    }
+
+    /// As [`Self::with_console`]. Where the RAM is filled, `go_on` is told ten times a second how far that is, and ends
+    /// it by `false`.
+    pub fn with_progress(
+        config: Config,
+        console: Box<dyn Console>,
+        go_on: &mut dyn FnMut(Filled) -> bool,
+    ) -> Result<Self, VmError> {
+        let devices = config.devices.clone();
+        let mut builder = Builder::new(config, console, go_on)?;
         for (index, device) in devices.iter().enumerate() {
             let Device::VfioUser(device) = device else {
                 builder.attach_own(index, device)?;
@@ -161,33 +187,41 @@ impl Vm {
         builder.finish()
     }
 
+    /// The guest's functions, and who raises the interrupts of each.
+    pub fn interrupt_sources(&self) -> &[(String, Source)] {
+        &self.sources
+    }
+
     /// Runs the guest, each vCPU on a thread of its own.
     pub fn start(self) -> Result<VmHandle, VmError> {
         kick::install().map_err(|source| VmError::Refused { what: "the vCPUs' signal", source })?;
-        let Self { name, placement, vcpus, machine, cutters, controls } = self;
+        let Self { name, placement, vcpus, machine, cutters, holds, stats, pages, .. } = self;
         let life = Arc::new(Life::new(vcpus.len()));
         let machine = Arc::new(machine);
-        let mut handle = VmHandle {
-            life: Arc::clone(&life),
-            machine: Arc::downgrade(&machine),
-            exits: Vec::with_capacity(vcpus.len()),
+        let exits: Vec<_> = vcpus.iter().map(|_| Arc::new(ExitCounters::default())).collect();
+        let guest = GuestControl::new(
+            Arc::clone(&life),
+            Arc::downgrade(&machine),
+            exits.clone(),
             cutters,
-            controls,
+            holds,
+        );
+        let mut handle = VmHandle {
+            guest,
             threads: Vec::with_capacity(vcpus.len()),
+            watch: Watch::start(stats, pages),
         };
-        for (index, vcpu) in vcpus.into_iter().enumerate() {
-            let exits = Arc::new(ExitCounters::default());
-            handle.exits.push(Arc::clone(&exits));
+        for (index, (vcpu, exits)) in vcpus.into_iter().zip(exits).enumerate() {
             let held = Held { vcpu, machine: Arc::clone(&machine), exits };
-            let (life, placement) = (Arc::clone(&life), placement.clone());
+            let (own, placement) = (Arc::clone(&life), placement.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("vcpu{index}/{name}"))
-                .spawn(move || run_vcpu(&life, &placement, index, held));
+                .spawn(move || run_vcpu(&own, &placement, index, held));
             match thread {
                 Ok(thread) => handle.threads.push(thread),
                 Err(source) => {
                     // Dropping the handle stops the others.
-                    handle.life.abandon(index);
+                    life.abandon(index);
                     return Err(VmError::Os { what: "a vCPU's thread", source });
                 }
             }
@@ -209,7 +243,7 @@ fn run_vcpu(life: &Life, placement: &Vcpus, index: usize, held: Held) {
     // Dropped before the thread has left: the last one to leave drops the machine.
     let mut held = held;
     let reason = match turn::place(placement, index as u32) {
-        Ok(()) => vcpu::run(&mut held.vcpu, &held.machine, &held.exits, life.stop()),
+        Ok(()) => vcpu::run(&mut held.vcpu, &held.machine, &held.exits, life),
         Err(e) => ExitReason::Error(e),
     };
     seated.ends(reason);
@@ -219,24 +253,29 @@ fn run_vcpu(life: &Life, placement: &Vcpus, index: usize, held: Held) {
 struct Loaded {
     start: Start,
     kind: Kind,
-    windows: Windows,
+    board: Board,
     firmware: Option<Firmware>,
 }
 
-/// Loads what `guest` boots.
-fn load(ram: &GuestRam, guest: &Guest, vcpus: u32) -> Result<Loaded, VmError> {
-    match &guest.boot {
+/// Loads what the guest boots.
+fn load(
+    ram: &GuestRam,
+    boot: &Boot,
+    vcpus: u32,
+    iommu: Option<Translation>,
+) -> Result<Loaded, VmError> {
+    match boot {
         Boot::Image(image) => {
-            let windows = Windows::beside(ram.end());
-            let rsdp = acpi::write(ram, &Board { vcpus, windows })?;
+            let board = Board { vcpus, windows: Windows::beside(ram.end()), iommu };
+            let rsdp = acpi::write(ram, &board)?;
             let start = boot::load(ram, image, Some(rsdp))?;
-            Ok(Loaded { start, kind: Kind::Plain, windows, firmware: None })
+            Ok(Loaded { start, kind: Kind::Plain, board, firmware: None })
         }
         Boot::Firmware(files) => {
             let windows = Windows::of_firmware(ram.low_end(), ram.end());
-            let firmware = boot::firmware::load(ram, files, &Board { vcpus, windows })?;
-            let (start, firmware) = (Start::Reset, Some(firmware));
-            Ok(Loaded { start, kind: Kind::Q35, windows, firmware })
+            let board = Board { vcpus, windows, iommu };
+            let firmware = Some(boot::firmware::load(ram, files, &board)?);
+            Ok(Loaded { start: Start::Reset, kind: Kind::Q35, board, firmware })
         }
     }
 }
@@ -252,13 +291,32 @@ struct Builder {
     serial: SerialPort,
     platform: Platform,
     cutters: Vec<Cutter>,
-    controls: Vec<(usize, virtio::Control)>,
+    holds: Vec<(usize, virtio::Hold)>,
     tsc: clock::TscOffset,
+    /// The IOMMU, where there is one, and what is behind it so far.
+    iommu: Option<(Translation, Views)>,
+    pages: Vec<TimingView>,
+    sources: Vec<(String, Source)>,
+}
+
+/// The IOMMU that the configuration asks for: it comes behind all devices, of which those are behind it that
+/// other processes serve. The others keep to guest-physical addresses.
+fn translation(config: &Config) -> Option<Translation> {
+    let slots = (1u8..).zip(&config.devices);
+    config.iommu.enabled.then(|| Translation {
+        slot: config.devices.len() as u8 + 1,
+        behind: slots.filter(|(_, d)| matches!(d, Device::VfioUser(_))).map(|(s, _)| s).collect(),
+    })
 }
 
 impl Builder {
-    fn new(config: Config, console: Box<dyn Console>) -> Result<Self, VmError> {
+    fn new(
+        config: Config,
+        console: Box<dyn Console>,
+        go_on: &mut dyn FnMut(Filled) -> bool,
+    ) -> Result<Self, VmError> {
         let refused = |what| move |source| VmError::Refused { what, source };
+        let iommu = translation(&config);
         let Config { guest, memory, vcpus: placement, .. } = config;
         let kvm = probe::open().map_err(VmError::Kvm)?;
         let vm = kvm.create_vm().map_err(refused("a virtual machine"))?;
@@ -268,8 +326,15 @@ impl Builder {
         // Port 0x61 is KVM's, too: kernels measure time by it.
         let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
         vm.create_pit2(pit).map_err(refused("the timer"))?;
-        let ram = GuestRam::new(memory.size)?;
-        let Loaded { start, kind, windows, firmware } = load(&ram, &guest, placement.count)?;
+        if let Err(e) = platform::drop_late_ticks(&vm) {
+            tracing::debug!("KVM's timer raises late ticks, and AVIC stays off: {e}");
+        }
+        if let Some(limit) = placement.halt_poll_us {
+            halt_poll(&vm, limit).map_err(refused("vcpus.halt_poll_us (KVM_CAP_HALT_POLL)"))?;
+        }
+        let ram = GuestRam::build(&memory, go_on)?;
+        let Loaded { start, kind, board, firmware } =
+            load(&ram, &guest.boot, placement.count, iommu)?;
         let host = vcpu::host_cpuid(&kvm)?;
         let mut vcpus = Vec::new();
         for index in 0..placement.count {
@@ -292,8 +357,11 @@ impl Builder {
         platform.attach_irqfd(serial.interrupt(), Gsi::pin(serial::IRQ))?;
         // KVM keeps the vCPUs' counters together.
         let tsc = vcpus.first().map_or_else(Default::default, clock::tsc_offset);
-        let bus = Bus::new(kind, windows);
-        let (name, cutters, controls) = (guest.name, Vec::new(), Vec::new());
+        let (label, clock::TscOffset(offset)) = (&guest.name, tsc);
+        tracing::info!("{label}: the guest's TSC is the host's plus {}", offset as i64);
+        let bus = Bus::new(kind, board.windows);
+        let (name, cutters, holds) = (guest.name, Vec::new(), Vec::new());
+        let (pages, sources) = (Vec::new(), Vec::new());
         Ok(Self {
             name,
             placement,
@@ -304,8 +372,11 @@ impl Builder {
             serial,
             platform,
             cutters,
-            controls,
+            holds,
             tsc,
+            iommu: board.iommu.map(|told| (told, Vec::new())),
+            pages,
+            sources,
         })
     }
 
@@ -315,11 +386,29 @@ impl Builder {
         link: Box<dyn crate::passthrough::link::Link>,
         cutter: Cutter,
     ) -> Result<(), VmError> {
-        let function = VfioUser::attach(label, link, &self.ram, self.tsc)?;
+        let (function, view) = VfioUser::attach(label, link, &self.ram, self.tsc)?;
         tracing::debug!("{}: attached", function.label());
-        self.bus.add(Box::new(function))?;
+        self.sources.push((function.label().to_owned(), Source::Irqfd));
+        self.pages.extend(function.timing());
+        let slot = self.bus.add(Box::new(function))?;
         self.cutters.push(cutter);
+        if let Some((_, views)) = &mut self.iommu {
+            // An endpoint has the number of its function: device and function of bus 0.
+            views.push((acpi::endpoint(slot as u8), Box::new(view)));
+        }
         Ok(())
+    }
+
+    /// The IOMMU, in front of what was attached before: as the guest was told.
+    fn attach_iommu(&mut self) -> Result<(), VmError> {
+        let Some((told, views)) = self.iommu.take() else { return Ok(()) };
+        let behind: Vec<u32> = views.iter().map(|(endpoint, _)| *endpoint).collect();
+        let memory = Arc::new(self.ram.memory().clone());
+        let function = Transport::new("iommu".to_owned(), Box::new(Iommu::new(views)), memory)
+            .map_err(virtio::BuildError::Device)?;
+        let slot = self.bus.add(Box::new(function))?;
+        let as_told = behind.iter().eq(&told.endpoints()) && slot == usize::from(told.slot);
+        if as_told { Ok(()) } else { Err(VmError::Misplaced { slot, behind }) }
     }
 
     /// A device that this process serves itself.
@@ -327,79 +416,63 @@ impl Builder {
         let memory = Arc::new(self.ram.memory().clone());
         if let Some(built) = virtio::build(&self.name, index, device, &memory)? {
             tracing::debug!("{}: attached", built.function.label());
+            self.sources.push((built.function.label().to_owned(), Source::Irqfd));
             self.bus.add(Box::new(built.function))?;
-            self.controls.extend(built.control.map(|control| (index, control)));
+            self.holds.push((index, built.hold));
         }
         Ok(())
     }
 
     fn finish(mut self) -> Result<Vm, VmError> {
+        self.attach_iommu()?;
         self.bus.place_bars()?;
         let Self { name, placement, ram, firmware, vcpus, bus, serial, platform, .. } = self;
-        let (cutters, controls) = (self.cutters, self.controls);
+        let stats = VmStats::new(platform.vm(), &vcpus);
+        let (cutters, holds) = (self.cutters, self.holds);
+        let (pages, sources) = (self.pages, self.sources);
         let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram, firmware));
-        Ok(Vm { name, placement, vcpus, machine, cutters, controls })
+        Ok(Vm { name, placement, vcpus, machine, cutters, holds, stats, pages, sources })
     }
+}
+
+/// Has a halted vCPU's thread look for its next interrupt for so long before it sleeps: µs, 0 for not at all.
+fn halt_poll(vm: &kvm_ioctls::VmFd, limit_us: u32) -> Result<(), errno::Error> {
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_HALT_POLL, ..Default::default() };
+    // KVM takes ns.
+    cap.args[0] = u64::from(limit_us) * 1000;
+    vm.enable_cap(&cap)
 }
 
 /// A guest that was started. Dropping the handle stops the guest.
 pub struct VmHandle {
-    life: Arc<Life>,
-    machine: Weak<SharedMachine>,
-    exits: Vec<Arc<ExitCounters>>,
-    cutters: Vec<Cutter>,
-    controls: Vec<(usize, virtio::Control)>,
+    guest: GuestControl,
     threads: Vec<JoinHandle<()>>,
+    watch: Watch,
 }
 
 impl VmHandle {
-    /// Waits until the guest has ended.
-    pub fn wait(&self) -> ExitReason {
-        // Without a limit, only the end ends the wait.
-        self.life.wait(None).unwrap_or(ExitReason::Stopped)
+    /// A second hold on the guest, which any thread may have. It does not keep the guest alive.
+    pub fn guest(&self) -> GuestControl {
+        self.guest.clone()
     }
 
-    /// Waits until the guest has ended, at most for `limit`; `None`: it has not.
-    pub fn wait_timeout(&self, limit: Duration) -> Option<ExitReason> {
-        self.life.wait(Some(limit))
+    /// Looks at KVM's counters and at the vblanks that came. Call it several times a second for as long as the
+    /// guest runs: what came between two calls is told apart only by them.
+    pub fn sample_interrupts(&self) {
+        self.watch.sample();
     }
 
-    /// Asks the guest's threads to stop and returns at once. Any thread may call it, any number of times.
-    pub fn request_stop(&self) {
-        self.life.request_stop();
+    /// What the guest's interrupts have cost, up to the latest [`Self::sample_interrupts`].
+    pub fn interrupts(&self) -> Report {
+        self.watch.report()
     }
+}
 
-    /// Stops the guest, if it has not ended, and waits for its threads.
-    pub fn stop(&self) -> ExitReason {
-        self.request_stop();
-        self.life.wait(Some(PATIENCE)).unwrap_or_else(|| {
-            // A vCPU waits for a server that does not answer.
-            self.cutters.iter().for_each(Cutter::cut);
-            self.wait()
-        })
-    }
+impl std::ops::Deref for VmHandle {
+    type Target = GuestControl;
 
-    /// What can be done with device number `index` of the configuration while the guest runs.
-    pub fn control(&self, index: usize) -> Option<&virtio::Control> {
-        self.controls.iter().find(|(i, _)| *i == index).map(|(_, control)| control)
-    }
-
-    /// Types `bytes` on the guest's serial port. Returns how many were taken: 4096 wait at most until the
-    /// guest reads them. A guest that has ended takes all.
-    pub fn type_in(&self, bytes: &[u8]) -> usize {
-        self.machine.upgrade().map_or(bytes.len(), |m| m.lock().serial.type_in(bytes))
-    }
-
-    /// Presses the power button: a guest that listens shuts down.
-    pub fn press_power_button(&self) {
-        if let Some(machine) = self.machine.upgrade() {
-            machine.lock().press_power_button();
-        }
-    }
-
-    /// How often the guest exited to this process so far.
-    pub fn exits(&self) -> Exits {
-        self.exits.iter().map(|e| e.read()).fold(Exits::default(), std::ops::Add::add)
+    fn deref(&self) -> &GuestControl {
+        &self.guest
     }
 }
 
@@ -422,7 +495,7 @@ impl Vm {
         link: Box<dyn crate::passthrough::link::Link>,
         cutter: Cutter,
     ) -> Result<Self, VmError> {
-        let mut builder = Builder::new(config, console)?;
+        let mut builder = Builder::new(config, console, &mut |_| true)?;
         builder.attach("test".into(), link, cutter)?;
         builder.finish()
     }

@@ -1,6 +1,7 @@
 //! The guest driver in a Linux guest's user space: a `Transport` over vfio-pci, behind a virtual IOMMU. And what a
 //! program needs that uses the display through the kernel's own driver.
 //!
+//! * [`paced`]: the slice's pacer, found and opened.
 //! * [`port`]: the transport: functions as slots, BARs by address, interrupts as eventfds.
 //! * [`vfio`]: the few calls of the kernel's VFIO interface that it needs.
 //! * [`mapping`]: device and shared memory, accessed as a device's must be.
@@ -13,6 +14,7 @@
 pub mod clock;
 pub mod kms;
 pub mod mapping;
+pub mod paced;
 pub mod port;
 pub mod vfio;
 

@@ -154,6 +154,11 @@ impl Port {
         self.failure.take()
     }
 
+    /// Whether something went wrong where the driver could not be told.
+    pub const fn failed(&self) -> bool {
+        self.failure.is_some()
+    }
+
     /// The offset of a shared access; beyond the end for what is not shared, so that it is dropped.
     fn shared_offset(gpa: Gpa) -> u64 {
         gpa.0.wrapping_sub(SHARED.0)

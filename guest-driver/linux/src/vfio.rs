@@ -34,6 +34,9 @@ const READ_WRITE: u32 = 1 << 0 | 1 << 1;
 /// `VFIO_REGION_INFO_FLAG_MMAP`.
 const MAPPABLE: u32 = 1 << 2;
 
+/// The step that the kernel does not permit where interrupts are not remapped.
+pub(crate) const CHOOSING: &str = "choosing the IOMMU";
+
 /// `struct vfio_region_info`.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable)]
 #[repr(C)]
@@ -166,7 +169,7 @@ impl Device {
         let fd = unsafe {
             let number = (&raw const number) as c_ulong;
             call(&group, GROUP_SET_CONTAINER, number, "adding the group to the container")?;
-            match call(&container.0, SET_IOMMU, TYPE1_V2, "choosing the IOMMU") {
+            match call(&container.0, SET_IOMMU, TYPE1_V2, CHOOSING) {
                 // Another device has chosen it already.
                 Err(VfioError { errno: Errno::BUSY | Errno::INVAL, .. }) | Ok(_) => {}
                 Err(error) => return Err(error),

@@ -1,7 +1,8 @@
 //! Eventfds of our own: doorbells and wake-ups.
 
 use rustix::event::EventfdFlags;
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -28,8 +29,19 @@ impl EventFd {
 
     /// Takes the signal back; whether there was one.
     pub fn take(&self) -> bool {
+        self.take_all() > 0
+    }
+
+    /// Takes all signals back; how many there were. Never blocks, also where a peer that has the eventfd too has made
+    /// it a blocking one.
+    pub fn take_all(&self) -> u64 {
         let mut count = [0; 8];
-        matches!(rustix::io::read(&*self.0, &mut count), Ok(8))
+        let mut parts = [IoSliceMut::new(&mut count)];
+        // No position: it is a stream.
+        match rustix::io::preadv2(&*self.0, &mut parts, u64::MAX, ReadWriteFlags::NOWAIT) {
+            Ok(8) => u64::from_ne_bytes(count),
+            _ => 0,
+        }
     }
 }
 

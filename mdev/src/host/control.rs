@@ -517,5 +517,6 @@ fn stats(name: &str, c: &SliceCounters) -> SliceStats {
         failed: load(&c.failed),
         busy: Nanos(load(&c.busy)),
         skipped_vblanks: load(&c.skipped_vblanks),
+        doorbells: load(&c.doorbells),
     }
 }

@@ -164,6 +164,8 @@ pub struct SliceStats {
     pub busy: Nanos,
     /// Vblanks passed over because the host came too late for them.
     pub skipped_vblanks: u64,
+    /// How often the guest rang its queues' doorbells: each one is an exit of a vCPU that KVM serves itself.
+    pub doorbells: u64,
 }
 
 /// What is left of a host that was drained.

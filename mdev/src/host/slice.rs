@@ -1,6 +1,6 @@
 //! The threads of one slice: two servers, a worker and a poster, and what joins them.
 
-use super::bells::Bells;
+use super::bells::{Bells, Heard};
 use super::collect::RING as STAMPS;
 use super::threads::{Placement, Role};
 use super::{HostError, system};
@@ -175,19 +175,21 @@ fn start_threads(
     let name = &parts.slice.name;
     let stop = Stop::new().map_err(system("make a stop handle"))?;
     let Functions { pacer, gpu, shared, screen } = functions;
-    let mut server = SliceServer { stop: stop.clone(), threads: Vec::new(), pacer: shared, screen };
+    let (stop_all, threads) = (stop.clone(), Vec::new());
+    let mut server = SliceServer { stop: stop_all, threads, pacer: shared, screen };
     let mut spawn = |kind: &str, role, body: Box<dyn FnOnce() + Send>| {
         let thread = parts.placement.spawn(&format!("{kind}-{name}"), role, body);
         thread.map(|t| server.threads.push(t)).map_err(system("start a slice's thread"))
     };
     let device = worker.device();
-    let kicks = [CONTROL_QUEUE, CURSOR_QUEUE].into_iter().filter_map(|queue| device.kick(queue));
-    let heard: Vec<&EventFd> = kicks.chain([device.wake()]).collect();
+    let queues = [CONTROL_QUEUE, CURSOR_QUEUE].into_iter();
+    let kicks: Vec<EventFd> = queues.filter_map(|queue| device.kick(queue)).cloned().collect();
+    let heard: Vec<&EventFd> = kicks.iter().chain([device.wake()]).collect();
     let waits = |heard: &[&EventFd]| Bells::new(heard, &stop).map_err(system("make an epoll"));
     let worker_bells = waits(&heard)?;
     let poster_bells = waits(&[poster_wake, poster.pacer().wake()])?;
     let (clock, worker_stop) = (Arc::clone(parts.clock), stop.clone());
-    let work = move || run_worker(worker, &*clock, &worker_bells, &worker_stop);
+    let work = move || run_worker(worker, &kicks, &*clock, &worker_bells, &worker_stop);
     spawn("work", Role::Worker, Box::new(work))?;
     spawn("post", Role::Poster, Box::new(move || run_poster(poster, &poster_bells)))?;
     let listen = |path: &Path| {
@@ -212,8 +214,15 @@ fn run_server(listener: &Listener, mut device: impl Device, stop: &Stop) {
     device.disconnected();
 }
 
-fn run_worker(mut worker: Worker, clock: &dyn Clock, bells: &Bells, stop: &Stop) {
+fn run_worker(
+    mut worker: Worker,
+    kicks: &[EventFd],
+    clock: &dyn Clock,
+    bells: &Bells,
+    stop: &Stop,
+) {
     let wake = worker.device().wake().clone();
+    let mut heard = Heard::default();
     loop {
         let ended = match worker.step(clock.now()) {
             Turn::Again => wait(&mut [readable(stop)], Some(Nanos::ZERO)),
@@ -225,7 +234,12 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, bells: &Bells, stop: &Stop)
                 wake.take();
                 ended
             }
-            Turn::Wait => bells.wait(),
+            // Doorbells are counted when the work is done. One that came meanwhile is counted with them: look again.
+            Turn::Wait if worker.count_doorbells(rung(kicks, std::mem::take(&mut heard))) => false,
+            Turn::Wait => {
+                heard = bells.wait();
+                heard.stop()
+            }
         };
         if ended {
             return;
@@ -233,10 +247,16 @@ fn run_worker(mut worker: Worker, clock: &dyn Clock, bells: &Bells, stop: &Stop)
     }
 }
 
+/// How often those of the doorbells rang that were heard.
+fn rung(kicks: &[EventFd], heard: Heard) -> u64 {
+    let heard = kicks.iter().enumerate().filter(|(number, _)| heard.has(*number));
+    heard.map(|(_, kick)| kick.take_all()).fold(0, u64::saturating_add)
+}
+
 fn run_poster(mut poster: Poster, bells: &Bells) {
     loop {
         poster.step();
-        if bells.wait() {
+        if bells.wait().stop() {
             return;
         }
     }
@@ -267,4 +287,25 @@ fn new_slice_id() -> io::Result<SliceId> {
     let mut id = [0; 16];
     let n = rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())?;
     if n == id.len() { Ok(SliceId(id)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doorbells_that_were_heard_count_once_each() {
+        let stop = Stop::new().unwrap();
+        let kicks = [EventFd::new().unwrap(), EventFd::new().unwrap()];
+        let bells = Bells::new(&[&kicks[0], &kicks[1]], &stop).unwrap();
+        assert_eq!(rung(&kicks, Heard::default()), 0);
+        for (kick, times) in kicks.iter().zip([3, 2]) {
+            (0..times).for_each(|_| kick.signal());
+        }
+        let heard = bells.wait();
+        assert_eq!((rung(&kicks, heard), rung(&kicks, heard)), (5, 0));
+        kicks[1].signal();
+        assert_eq!(rung(&kicks, Heard::default()), 0);
+        assert_eq!(rung(&kicks, bells.wait()), 1);
+    }
 }

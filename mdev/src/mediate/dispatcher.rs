@@ -54,6 +54,9 @@ pub struct SliceCounters {
     pub queued: AtomicU64,
     /// GPU time used, ns.
     pub busy: AtomicU64,
+    /// How often the guest rang its doorbells, as their eventfds count it. A peer may count them up itself: that is
+    /// its own number.
+    pub doorbells: AtomicU64,
     /// Vblanks passed over because the host was late.
     pub skipped_vblanks: AtomicU64,
     /// A change of its contract is under way: set by who sends it, cleared by the dispatcher.

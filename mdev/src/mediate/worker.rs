@@ -147,6 +147,14 @@ impl Worker {
         turn
     }
 
+    /// Counts doorbells; whether there were any.
+    pub fn count_doorbells(&self, rung: u64) -> bool {
+        if rung > 0 {
+            self.parts.counters.doorbells.fetch_add(rung, Ordering::Relaxed);
+        }
+        rung > 0
+    }
+
     /// The driver became ready, or the device was reset.
     fn follow_device(&mut self) {
         let queues = self.parts.device.take_queues();

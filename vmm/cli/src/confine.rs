@@ -3,7 +3,7 @@
 use crate::failure::refused;
 use beamline_mdev::config::{BackendKind, HostConfig};
 use beamline_vmm::Config;
-use beamline_vmm::config::{Boot, Device, InputDevice};
+use beamline_vmm::config::{Boot, Device, InputDevice, NetPort};
 use beamline_vmm::devices::virtio::console::Output;
 use beamline_vmm::sandbox::{
     Enforced, Files, Keep, Role, SandboxError, Threads, confine, drop_capabilities, launcher_files,
@@ -15,6 +15,9 @@ use std::path::{Path, PathBuf};
 
 /// This very file, also where it was replaced since.
 const PROGRAM: &str = "/proc/self/exe";
+
+/// What is said of the machine's memory, huge pages and NUMA nodes.
+const MACHINE: [&str; 3] = ["/proc/meminfo", "/sys/kernel/mm", "/sys/devices/system/node"];
 
 /// What every process may read: itself, where a panic looks for names, and its share of the machine.
 fn own_files() -> Files {
@@ -38,6 +41,12 @@ pub(crate) fn vmm_set_up(config: &Config) -> anyhow::Result<()> {
         }
     }
     files.devices.push("/dev/kvm".into());
+    if let Some(folder) = config.api.as_ref().and_then(|api| api.socket.parent()) {
+        // The socket is made and removed there.
+        files.sockets.push(self::folder(folder));
+    }
+    // What memory there is.
+    files.read.extend(MACHINE.map(Into::into));
     let files = config.devices.iter().map(device).fold(files, Files::and);
     warn(restrict(&files, Keep::vmm_set_up()).map_err(classed)?);
     Ok(())
@@ -57,7 +66,11 @@ fn device(device: &Device) -> Files {
                 (false, _) => files.devices.push(path),
             }
         }
-        Device::Net(_) => files.devices.push("/dev/net/tun".into()),
+        Device::Net(net) => match &net.port {
+            NetPort::Tap(_) => files.devices.push("/dev/net/tun".into()),
+            // It is connected to, which needs no right to a file.
+            NetPort::VhostUser(_) => {}
+        },
         Device::Vsock(_) => files.devices.push("/dev/vhost-vsock".into()),
         Device::Console(console) => match &console.output {
             Output::Terminal => {}
@@ -142,7 +155,7 @@ fn warn(enforced: Enforced) {
 }
 
 /// Makes a folder that is its owner's alone. Where that fails, whoever uses it says so.
-fn make_folder(path: &Path) {
+pub(crate) fn make_folder(path: &Path) {
     let _ = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
 }
 

@@ -4,6 +4,7 @@ use crate::demo;
 use crate::failure::refused;
 use crate::output;
 use anyhow::Context;
+use beamline_vmm::interrupt::posted::{Abilities, Mode, Source};
 use beamline_vmm::probe::{self, KvmKind};
 use beamline_vmm::sandbox::{self, Landlock};
 use serde::Serialize;
@@ -46,8 +47,10 @@ impl Finding {
 
 /// Looks at everything. Fails with exit code 2 where guests cannot run or nothing can render.
 pub(crate) fn doctor(json: bool) -> anyhow::Result<()> {
+    let kind = probe::kvm();
     let findings = [
-        kvm(&probe::kvm()),
+        kvm(&kind),
+        interrupts(&Abilities::here(&kind)),
         vulkan(&adapters()?),
         cpus(),
         realtime(),
@@ -126,6 +129,22 @@ fn kvm(kind: &KvmKind) -> Finding {
             "nothing for the demo; for Linux guests use a machine with VMX or SVM",
         ),
     }
+}
+
+fn interrupts(abilities: &Abilities) -> Finding {
+    let (software, assigned) = (abilities.of(Source::Irqfd), abilities.of(Source::Assigned));
+    let seen = format!("{software}; of assigned devices: {assigned}");
+    let mend = match software.mode {
+        Mode::Posted | Mode::Exitless => return Finding::good("interrupts", seen),
+        Mode::WithExit => {
+            "nothing for the demo; without an exit they take a CPU with APICv (kvm_intel.enable_apicv=1) or AVIC \
+             (kvm_amd.avic=1)"
+        }
+        Mode::Unknown => {
+            "let this process read /sys/module; a run tells what its interrupts cost in any case"
+        }
+    };
+    Finding::limited("interrupts", seen, mend)
 }
 
 /// The names of this machine's Vulkan devices, looked up by a process of its own: drivers may crash, or
@@ -256,8 +275,9 @@ mod tests {
         let landlocks =
             [Landlock::Version(7), Landlock::Version(1), Landlock::Off, Landlock::Missing];
         let sandbox = [seccomp(true), seccomp(false)].into_iter().chain(landlocks.map(landlock));
+        let kinds = [KvmKind::Pvm, KvmKind::Hardware].map(|k| interrupts(&Abilities::here(&k)));
         let others = [kvm(&probe::kvm()), vulkan(&[]), vulkan(&one), cpus(), realtime(), files()];
-        for finding in others.into_iter().chain(sandbox) {
+        for finding in others.into_iter().chain(sandbox).chain(kinds) {
             assert_eq!(finding.mend.is_none(), finding.state == State::Good, "{finding:?}");
         }
     }

@@ -9,6 +9,9 @@ pub(crate) const FAILED: u8 = 1;
 /// Bad input, or something that must be there is missing: running again as it is will not help.
 pub(crate) const REFUSED: u8 = 2;
 
+/// One life of a guest ended by a reset: between the process that runs it and the one that starts it again.
+pub(crate) const RESET: u8 = 64;
+
 /// Bad input or a missing prerequisite. The message says what, where, and how to mend it.
 #[derive(Debug)]
 pub(crate) struct Refused(String);

@@ -93,7 +93,12 @@ fn stats(host: &Host) -> HostEvent {
     let slices = host
         .stats()
         .into_iter()
-        .map(|s| SliceStats { name: s.name, frames: s.frames, late: s.late })
+        .map(|s| SliceStats {
+            name: s.name,
+            frames: s.frames,
+            late: s.late,
+            doorbells: s.doorbells,
+        })
         .collect();
     HostEvent::Stats { slices }
 }

@@ -5,12 +5,19 @@
     reason = "text for people, off every path: `write!` to a String would add an error that cannot occur"
 )]
 
+mod api;
+mod check;
+mod client;
 mod confine;
 mod demo;
+mod device;
 mod doctor;
 mod events;
 mod failure;
+mod guest;
 mod host;
+mod interrupts;
+mod lives;
 mod output;
 mod renderer;
 mod report;
@@ -20,7 +27,7 @@ mod sim;
 mod slice;
 mod terminal;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -32,8 +39,10 @@ Examples:
   beamline host host.toml         schedule a GPU and serve its slices until Ctrl-C
   beamline host host.toml --check look for mistakes in a host's file, start nothing
   beamline slice list             what a running host serves; also create, change, remove
+  beamline guest new --kind vr    a guest's file to start from
   beamline run vr.toml --check    look for mistakes in a guest's file, start nothing
   beamline run vr.toml            boot that guest on the slices that a host serves
+  beamline guest pause --api SOCK  also resume, stats, screenshot, type: see `beamline guest --help`
   beamline sim two-tenants --all  every policy on the same frames, simulated
   beamline report stamps.bin      judge every frame of a log, and show where its time went
 
@@ -79,16 +88,12 @@ enum Command {
     ///
     /// What the guest writes to its serial port goes to stdout, line by line. Where stdin and stdout are a
     /// terminal, that becomes the guest's console: every key is the guest's, and Ctrl-A x ends it.
-    Run {
-        /// The guest's configuration: image, memory, CPUs, devices
-        guest: PathBuf,
-        /// Only look for mistakes in the configuration
-        #[arg(long)]
-        check: bool,
-        /// Keep all files, system calls and privileges within reach, to look for what the sandbox stops
-        #[arg(long)]
-        no_sandbox: bool,
-    },
+    ///
+    /// With --json, stdout has one JSON object per line: `started`, `paused`, `resumed`, `power-button`, `reset`,
+    /// `powered-off`, `exited`, `stopped`, `failed`, `sandbox-violation`; the serial port goes to stderr then.
+    Run(run::Run),
+    /// Look at a running guest and steer it, over its API; write files of new guests
+    Guest(guest::Guest),
     /// Boot real guests, run them alone and together under each policy, and report on every frame
     ///
     /// Leaves summary.json, timeline.svg and each guest's last image in the output folder. Takes under
@@ -107,6 +112,13 @@ enum Command {
     /// Virtual time over models of a GPU and of guests; every output says so. docs/scenarios.md describes the
     /// scenario files, the recorded traces and the table.
     Sim(sim::Options),
+    /// Print completions for a shell
+    ///
+    /// For bash: beamline completions bash > ~/.local/share/bash-completion/completions/beamline
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
     /// Executes one slice's GPU work; started by the host
     #[command(hide = true)]
     Renderer {
@@ -138,7 +150,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Host { config, check: true, .. } => host::check(&config),
         Command::Host { config, no_sandbox, .. } => host::host(&config, !no_sandbox),
         Command::Slice(options) => slice::slice(options),
-        Command::Run { guest, check, no_sandbox } => run::run(&guest, check, !no_sandbox),
+        Command::Run(options) => run::run(&options),
+        Command::Guest(options) => guest::guest(options),
+        Command::Completions { shell } => completions(shell),
         Command::Demo(options) => demo::demo(&options),
         Command::Doctor { json } => doctor::doctor(json),
         Command::Report(options) => report::report(&options),
@@ -148,10 +162,17 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
+/// Prints what `shell` reads to complete this command.
+fn completions(shell: clap_complete::Shell) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "beamline", &mut text);
+    output::line(String::from_utf8(text)?.trim_end());
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

@@ -68,7 +68,8 @@ impl Progress {
 
     /// Shows `text` in place of what was shown.
     pub(crate) fn show(&mut self, text: &str) {
-        if self.terminal {
+        // Where nothing is shown there is nothing to write over.
+        if self.terminal && !(text.is_empty() && self.shown == 0) {
             let width = text.chars().count();
             let pad = self.shown.saturating_sub(width);
             let mut err = std::io::stderr().lock();
@@ -80,8 +81,8 @@ impl Progress {
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.show("");
-        if self.terminal {
+        if self.shown > 0 {
+            self.show("");
             let _ = write!(std::io::stderr().lock(), "\r");
         }
     }

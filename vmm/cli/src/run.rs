@@ -1,89 +1,186 @@
 //! `beamline run`: boots one guest.
 
+use crate::api::ApiSocket;
+use crate::check;
 use crate::confine;
-use crate::failure::{refused, refused_by};
+use crate::events::{Events, GuestEvent};
+use crate::failure::{self, RESET, refused_by};
+use crate::interrupts::{Interrupts, LOOK};
+use crate::lives;
 use crate::output;
 use crate::signals::Stop;
 use crate::terminal::{Keys, Terminal, TerminalConsole};
 use anyhow::Context;
-use beamline_vmm::config::{Boot, OnReset};
+use beamline_vmm::config::{Api, OnReset};
+use beamline_vmm::memory::{Filled, MemoryError};
+use beamline_vmm::sandbox::tell_stdout;
 use beamline_vmm::{Config, Console, ExitReason, Vm, VmError, VmHandle};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::PathBuf;
 
-/// The guest's lines on stdout.
-struct Stdout;
+/// The guest's lines, where text goes: stdout, or stderr beside events.
+struct Lines;
 
-impl Console for Stdout {
+impl Console for Lines {
     fn line(&mut self, guest: &str, line: &str) {
         output::line(&format!("{guest}: {line}"));
     }
 }
 
-/// Boots the guest that `path` describes, and waits for its end or a signal.
-pub(crate) fn run(path: &Path, check: bool, sandbox: bool) -> anyhow::Result<()> {
-    let stop = Stop::install()?;
-    let config = Config::load(path).map_err(refused_by)?;
-    look_for_files(path, &config.guest.boot)?;
-    if check {
-        output::line(&format!("{}: no mistakes found", path.display()));
-        return Ok(());
-    }
-    if sandbox && config.guest.on_reset == OnReset::Reboot {
-        return Err(refused(format!(
-            "{}: guest.on_reset: a guest that reboots is built anew, and the sandbox lets a running VMM open nothing: use \"end\", \
-             or --no-sandbox",
-            path.display()
-        )));
-    }
-    if sandbox {
-        confine::vmm_set_up(&config)?;
-    }
-    let terminal = Terminal::take().context("cannot take over the terminal")?;
-    let failed = |error| classed(error).context(path.display().to_string());
-    loop {
-        let console: Box<dyn Console> =
-            if terminal.is_some() { Box::new(TerminalConsole::new()) } else { Box::new(Stdout) };
-        let vm = Vm::with_console(config.clone(), console).map_err(failed)?;
-        if sandbox {
-            confine::vmm_run()?;
+/// What `beamline run` is asked to do.
+#[derive(clap::Args)]
+pub(crate) struct Run {
+    /// The guest's configuration: image, memory, CPUs, devices
+    guest: PathBuf,
+    /// Start nothing: say what the file makes, and look for mistakes in it and for what this machine lacks
+    #[arg(long)]
+    check: bool,
+    /// Print JSON: events, one a line, or with --check a report; the guest's console goes to stderr then
+    #[arg(long)]
+    json: bool,
+    /// Make the guest's API socket there, in place of what the file's [api] says
+    #[arg(long, value_name = "SOCKET")]
+    api: Option<PathBuf>,
+    /// Keep all files, system calls and privileges within reach, to look for what the sandbox stops
+    #[arg(long)]
+    no_sandbox: bool,
+    /// End with a code of its own where the guest resets; started by another `beamline run`
+    #[arg(long, hide = true)]
+    one_life: bool,
+}
+
+impl Run {
+    /// The arguments of the command that runs one life of the same guest.
+    pub(crate) fn one_life(&self) -> Vec<OsString> {
+        let mut arguments: Vec<OsString> = vec!["run".into(), "--one-life".into()];
+        arguments.extend(self.json.then(|| "--json".into()));
+        arguments.extend(self.no_sandbox.then(|| "--no-sandbox".into()));
+        if let Some(api) = &self.api {
+            // One word: a path may start with a dash.
+            let mut word = OsString::from("--api=");
+            word.push(api);
+            arguments.push(word);
         }
-        let handle = vm.start().map_err(failed)?;
-        match wait(&handle, &stop, terminal.as_ref())? {
-            ExitReason::Reset if config.guest.on_reset == OnReset::Reboot && !stop.requested() => {}
+        arguments.extend(["--".into(), self.guest.clone().into()]);
+        arguments
+    }
+}
+
+/// Boots a guest, and waits for its end or a signal; or only looks at its file.
+pub(crate) fn run(options: &Run) -> anyhow::Result<()> {
+    output::text_to_stderr(options.json);
+    let config = load(options);
+    if options.check {
+        return check::check(&config?, &options.guest, options.json);
+    }
+    let events = Events::new(options.json);
+    let ended = config.and_then(|config| {
+        if config.guest.on_reset == OnReset::Reboot && !options.one_life {
+            check::before(&config, &options.guest)?;
+            // Each life says itself what happens.
+            return lives::run(options);
+        }
+        life(&config, options, events)
+    });
+    match ended {
+        Ok(ExitReason::Reset) if options.one_life => std::process::exit(RESET.into()),
+        Ok(
             ExitReason::GuestExit(0)
             | ExitReason::Shutdown
             | ExitReason::Reset
-            | ExitReason::Stopped => return Ok(()),
-            reason => return Err(anyhow::anyhow!("{reason}")),
+            | ExitReason::Stopped,
+        ) => Ok(()),
+        Ok(reason) => Err(anyhow::anyhow!("{reason}")),
+        Err(error) => {
+            let exit_code = failure::exit_code(&error);
+            events.say(&GuestEvent::Failed { error: format!("{error:#}"), exit_code });
+            Err(error)
         }
     }
 }
 
-/// Refuses a guest one of whose files is not there.
-fn look_for_files(config: &Path, boot: &Boot) -> anyhow::Result<()> {
-    let image_hint = "; `make guest` builds the image that comes with beamline";
-    let variables_hint =
-        "; make it as this guest's own copy of the firmware's variables, such as OVMF_VARS_4M.fd";
-    let wanted = match boot {
-        Boot::Image(image) => {
-            let initrd = image.initrd.as_ref().map(|initrd| ("guest.initrd", initrd, ""));
-            [Some(("guest.image", &image.path, image_hint)), initrd]
-        }
-        Boot::Firmware(firmware) => [
-            Some(("guest.firmware", &firmware.code, "; Debian has it in its package ovmf")),
-            Some(("guest.variables", &firmware.variables, variables_hint)),
-        ],
-    };
-    match wanted.into_iter().flatten().find(|(_, file, _)| !file.is_file()) {
-        None => Ok(()),
-        Some((key, file, hint)) => Err(refused(format!(
-            "{}: {key}: there is no file {}{hint}",
-            config.display(),
-            file.display()
-        ))),
+fn load(options: &Run) -> anyhow::Result<Config> {
+    let mut config = Config::load(&options.guest).map_err(refused_by)?;
+    if let Some(socket) = &options.api {
+        config.api = Some(Api { socket: socket.clone() });
     }
+    Ok(config)
+}
+
+/// Runs the guest until it ends. Everything that it takes is given back when this returns.
+fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitReason> {
+    let stop = &Stop::install()?;
+    let (path, sandbox) = (&options.guest, !options.no_sandbox);
+    check::before(config, path)?;
+    if let Some(folder) = config.api.as_ref().and_then(|api| api.socket.parent()) {
+        confine::make_folder(folder);
+    }
+    // Looked up before the sandbox hides it.
+    let mut interrupts = Interrupts::here();
+    if sandbox {
+        if options.json {
+            tell_stdout();
+        }
+        confine::vmm_set_up(config)?;
+    }
+    // Beside events there is no console to type on.
+    let terminal = if options.json { Ok(None) } else { Terminal::take() };
+    let terminal = terminal.context("cannot take over the terminal")?;
+    let failed = |error| classed(error).context(path.display().to_string());
+    let api = config.api.as_ref().map(|api| ApiSocket::bind(&api.socket)).transpose()?;
+    let console: Box<dyn Console> =
+        if terminal.is_some() { Box::new(TerminalConsole::new()) } else { Box::new(Lines) };
+    let vm = match build(config.clone(), console, stop) {
+        Ok(vm) => vm,
+        // Asked to end before it began.
+        Err(VmError::Memory(MemoryError::Interrupted)) => return Ok(ExitReason::Stopped),
+        Err(error) => return Err(failed(error)),
+    };
+    if sandbox {
+        confine::vmm_run()?;
+    }
+    let name = &config.guest.name;
+    interrupts.announce(name, vm.interrupt_sources());
+    let handle = vm.start().map_err(failed)?;
+    events.say(&GuestEvent::Started {
+        guest: config.guest.name.clone(),
+        pid: std::process::id(),
+        api: config.api.as_ref().map(|api| api.socket.clone()),
+    });
+    let api = api.map(|api| api.serve(config, handle.guest(), events)).transpose()?;
+    let ended = wait(&handle, stop, terminal.as_ref());
+    interrupts.conclude(name, &handle, options.json || terminal.is_none())?;
+    let reason = ended?;
+    // Whoever asked for the end is answered, and nothing is said of the guest after that.
+    drop(api);
+    match &reason {
+        ExitReason::GuestExit(code) => events.say(&GuestEvent::Exited { code: *code }),
+        ExitReason::Shutdown => events.say(&GuestEvent::PoweredOff),
+        ExitReason::Reset => events.say(&GuestEvent::Reset),
+        ExitReason::Stopped => events.say(&GuestEvent::Stopped),
+        ExitReason::Error(e) => {
+            events.say(&GuestEvent::Failed { error: e.to_string(), exit_code: failure::FAILED });
+        }
+    }
+    // A signal that comes during a reset ends the guest all the same.
+    Ok(if stop.requested() && reason == ExitReason::Reset { ExitReason::Stopped } else { reason })
+}
+
+/// Builds the guest, says how far its RAM is filled, and gives that up when a signal comes.
+fn build(config: Config, console: Box<dyn Console>, stop: &Stop) -> Result<Vm, VmError> {
+    let name = config.guest.name.clone();
+    let mut progress = output::Progress::new();
+    Vm::with_progress(config, console, &mut |Filled { done, all }| {
+        progress.show(&format!(
+            "{name}: filling its RAM, {} of {} MiB, {}%",
+            done >> 20,
+            all >> 20,
+            u128::from(done) * 100 / u128::from(all.max(1))
+        ));
+        !stop.requested()
+    })
 }
 
 /// What has to be there before a guest can run is the user's to mend; the rest has failed.
@@ -98,9 +195,11 @@ fn classed(error: VmError) -> anyhow::Error {
         | VmError::Attach(_)
         | VmError::Device(_)
         | VmError::Bus(_) => refused_by(error),
-        VmError::Refused { .. } | VmError::Platform(_) | VmError::Vcpu(_) | VmError::Os { .. } => {
-            error.into()
-        }
+        VmError::Refused { .. }
+        | VmError::Platform(_)
+        | VmError::Vcpu(_)
+        | VmError::Misplaced { .. }
+        | VmError::Os { .. } => error.into(),
     }
 }
 
@@ -114,19 +213,22 @@ fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::
             drop(ends);
             reason
         });
+        let look = Timespec { tv_sec: 0, tv_nsec: i64::from(LOOK.subsec_nanos()) };
         let (mut input, mut keys) = (terminal.map(Terminal::input), Keys::default());
         loop {
             let mut fds =
                 vec![PollFd::new(stop, PollFlags::IN), PollFd::new(&ended, PollFlags::IN)];
             fds.extend(input.map(|input| PollFd::new(input, PollFlags::IN)));
-            match poll(&mut fds, None) {
+            match poll(&mut fds, Some(&look)) {
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(error) => {
-                    handle.request_stop();
+                    handle.stop();
                     return Err(error).context("poll");
                 }
                 Ok(_) => {}
             }
+            // Whatever woke it: a look more does no harm.
+            handle.sample_interrupts();
             if !fds[0].revents().is_empty() {
                 handle.stop();
                 break;
@@ -134,7 +236,9 @@ fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::
             if !fds[1].revents().is_empty() {
                 break;
             }
-            let Some(from) = input else { continue };
+            // A read would wait: the poll may have ended by its limit alone.
+            let ready = fds.get(2).is_some_and(|fd| !fd.revents().is_empty());
+            let Some(from) = input.filter(|_| ready) else { continue };
             let mut typed = [0; 256];
             match rustix::io::read(from, &mut typed) {
                 // The terminal has gone away. The guest goes on.

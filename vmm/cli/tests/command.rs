@@ -1,9 +1,12 @@
 //! The command as a script sees it: exit codes, messages, and nothing left behind.
 
+mod common;
+
+use common::{beamline, failure, output};
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
 const HOST: &str = r#"
 run_dir = "run"
@@ -20,23 +23,6 @@ budget_ms = 2.2
 max_job_ms = 3.0
 late_latch = { window_ms = 1.2, budget_ms = 0.6 }
 "#;
-
-fn beamline(arguments: &[&str], folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_beamline"));
-    command.args(arguments).current_dir(folder).stdin(Stdio::null());
-    command
-}
-
-fn output(arguments: &[&str], folder: &Path) -> Output {
-    beamline(arguments, folder).output().unwrap()
-}
-
-/// The exit code and stderr of a command that must fail.
-fn failure(arguments: &[&str], folder: &Path) -> (Option<i32>, String) {
-    let out = output(arguments, folder);
-    assert!(!out.status.success(), "{arguments:?} succeeded");
-    (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
-}
 
 fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -138,9 +124,19 @@ fn bad_input_ends_with_2_and_says_where() {
 #[test]
 fn check_finds_nothing_wrong_with_a_good_file_and_starts_nothing() {
     let guest = "[guest]\nname = \"vr\"\nimage = \"image\"\n[memory]\nsize = \"32M\"\n";
-    let folder = folder_with(&[("guest.toml", guest), ("image", "any file")]);
+    let folder = folder_with(&[("guest.toml", guest), ("image", "\x7fELF")]);
     let out = output(&["run", "guest.toml", "--check"], folder.path());
-    assert_eq!(out.status.code(), Some(0), "{out:?}");
+    let text = String::from_utf8_lossy(&out.stdout);
+    for word in ["guest vr", "32 MiB", "1 on any CPU", "image (ELF)"] {
+        assert!(text.contains(word), "no {word} in {text}");
+    }
+    let kvm = beamline_vmm::probe::kvm();
+    if kvm.usable() {
+        assert_eq!(out.status.code(), Some(0), "{out:?}");
+    } else {
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(2) && err.contains("/dev/kvm"), "{out:?}");
+    }
 }
 
 #[test]
@@ -292,7 +288,7 @@ fn take_stdout(_of: &Child) -> std::process::ChildStdout {
 #[test]
 fn a_guest_without_a_host_says_what_to_start() {
     let Some(image) = guest_image("a_guest_without_a_host_says_what_to_start") else { return };
-    let folder = folder_with(&[("vr.toml", &guest_toml(&image, "none.sock", "none.sock"))]);
+    let folder = folder_with(&[("vr.toml", &guest_toml(&image, "none.sock", "none-gpu.sock"))]);
     let (code, text) = failure(&["run", "vr.toml"], folder.path());
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("none.sock") && text.contains("beamline host"), "{text}");

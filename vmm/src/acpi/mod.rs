@@ -8,6 +8,7 @@ mod fadt;
 mod loader;
 mod madt;
 mod mcfg;
+mod viot;
 
 pub use loader::{Files, LOADER_FILE, RSDP_FILE, TABLES_FILE, for_firmware};
 
@@ -47,12 +48,35 @@ pub enum AcpiError {
 }
 
 /// What the tables tell of the machine.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Board {
     /// How many vCPUs: 1 to 64; their APIC IDs count from 0.
     pub vcpus: u32,
     /// Where BARs may be.
     pub windows: Windows,
+    /// The IOMMU, if there is one.
+    pub iommu: Option<Translation>,
+}
+
+/// An IOMMU and what is behind it: slots of bus 0.
+#[derive(Clone, Debug)]
+pub struct Translation {
+    /// Its own slot: 1 to 31.
+    pub slot: u8,
+    /// The functions that it translates for: each 1 to 31.
+    pub behind: Vec<u8>,
+}
+
+impl Translation {
+    /// The endpoints behind it.
+    pub fn endpoints(&self) -> Vec<u32> {
+        self.behind.iter().map(|slot| endpoint(*slot)).collect()
+    }
+}
+
+/// The endpoint that the function in `slot` of bus 0 is.
+pub fn endpoint(slot: u8) -> u32 {
+    u32::from(slot) << 3
 }
 
 /// Writes the tables and returns where the RSDP is.
@@ -87,16 +111,19 @@ impl Tables {
         let facs = tables.add(bytes(&FACS::new()));
         let dsdt = tables.add(dsdt::table(board).as_slice().to_vec());
         tables.fadt = tables.add(bytes(&fadt::table(facs, dsdt)));
-        let listed = [
+        let mut listed = vec![
             tables.fadt,
             tables.add(madt::table(board.vcpus).as_slice().to_vec()),
             tables.add(bytes(&mcfg::table(board.windows))),
         ];
+        if let Some(iommu) = &board.iommu {
+            listed.push(tables.add(bytes(&viot::table(iommu))));
+        }
+        tables.listed = listed.len();
         let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
         for table in listed {
             xsdt.add_entry(table.0);
         }
-        tables.listed = listed.len();
         tables.xsdt = tables.add(bytes(&xsdt));
         tables
     }

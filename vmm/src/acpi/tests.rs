@@ -20,8 +20,12 @@ fn table(ram: &GuestRam, at: u64) -> Vec<u8> {
 }
 
 fn written(vcpus: u32) -> (GuestRam, Vec<Vec<u8>>) {
+    written_with(vcpus, None)
+}
+
+fn written_with(vcpus: u32, iommu: Option<Translation>) -> (GuestRam, Vec<Vec<u8>>) {
     let ram = GuestRam::new(4 << 20).unwrap();
-    let at = write(&ram, &Board { vcpus, windows: Windows::default() }).unwrap();
+    let at = write(&ram, &Board { vcpus, windows: Windows::default(), iommu }).unwrap();
     let mut rsdp = [0; 36];
     ram.memory().read_slice(&mut rsdp, at).unwrap();
     assert_eq!((&rsdp[..8], rsdp[15]), (&b"RSD PTR "[..], 2));
@@ -82,10 +86,35 @@ fn each_vcpu_has_a_local_apic() {
 fn ram_above_four_gib_moves_the_high_window() {
     let window = |ram_end| {
         let windows = Windows::beside(ram_end);
-        (windows.high().0, dsdt::table(&Board { vcpus: 1, windows }).as_slice().to_vec())
+        (
+            windows.high().0,
+            dsdt::table(&Board { vcpus: 1, windows, iommu: None }).as_slice().to_vec(),
+        )
     };
     for ram_end in [3 << 30, 9 << 30] {
         let (high, dsdt) = window(ram_end);
         assert!(dsdt.windows(8).any(|w| w == high.to_le_bytes()), "{high:#x}");
     }
+}
+
+#[test]
+fn an_iommu_is_told_with_what_is_behind_it() {
+    let iommu = Translation { slot: 7, behind: vec![1, 2, 3, 6] };
+    let (_ram, listed) = written_with(1, Some(iommu));
+    assert_eq!(listed.len(), 4);
+    let viot = &listed[3];
+    let half = |at: usize| u16::from_le_bytes(viot[at..at + 2].try_into().unwrap());
+    assert_eq!((&viot[..4], half(36), half(38)), (&b"VIOT"[..], 3, 48), "nodes and the first");
+    // A virtio-pci IOMMU: type, length, segment, device and function.
+    assert_eq!((viot[48], half(50), half(52), half(54)), (3, 16, 0, 7 << 3));
+    let range = |at: usize| {
+        assert_eq!((viot[at], half(at + 2)), (1, 24));
+        assert_eq!((half(at + 8), half(at + 10)), (0, 0), "segments");
+        assert_eq!(half(at + 16), 48, "which IOMMU");
+        assert_eq!(u32_at(viot, at + 4), u32::from(half(at + 12)), "endpoints are functions");
+        (half(at + 12), half(at + 14))
+    };
+    assert_eq!(range(64), (1 << 3, 3 << 3));
+    assert_eq!(range(88), (6 << 3, 6 << 3));
+    assert_eq!(viot.len(), 112);
 }

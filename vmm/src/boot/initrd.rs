@@ -1,8 +1,9 @@
 //! The initrd: as high as it may be, so that the kernel has room to unpack itself below.
 
-use super::{BootError, open};
+use super::{BootError, INITRD, open};
 use crate::Gpa;
 use crate::memory::GuestRam;
+use std::fs::File;
 use std::path::Path;
 use vm_memory::{Bytes, GuestMemoryError};
 
@@ -25,13 +26,8 @@ fn place(size: u64, after: u64, end: u64) -> Option<Gpa> {
 
 /// Loads the file at `path` between `after`, where the kernel ends, and `end`, which the kernel can reach.
 pub(super) fn load(ram: &GuestRam, path: &Path, after: u64, end: u64) -> Result<Initrd, BootError> {
-    let mut file = open("guest.initrd", path)?;
-    let read = |source| BootError::Read { what: "guest.initrd", path: path.to_owned(), source };
-    let metadata = file.metadata().map_err(read)?;
-    let size = metadata.len();
-    if !metadata.is_file() || size == 0 {
-        return Err(BootError::EmptyInitrd { path: path.to_owned() });
-    }
+    let (mut file, size) = look(path)?;
+    let read = |source| BootError::Read { what: INITRD, path: path.to_owned(), source };
     let end = end.min(ram.low_end());
     let Some(at) = place(size, after, end) else {
         return Err(BootError::LargeInitrd { path: path.to_owned(), size, after, end });
@@ -43,6 +39,20 @@ pub(super) fn load(ram: &GuestRam, path: &Path, after: u64, end: u64) -> Result<
         e => read(std::io::Error::other(e)),
     })?;
     Ok(Initrd { at, size })
+}
+
+/// The file and its bytes: at least one.
+pub(super) fn look(path: &Path) -> Result<(File, u64), BootError> {
+    let file = open(INITRD, path)?;
+    let metadata = file.metadata().map_err(|source| BootError::Read {
+        what: INITRD,
+        path: path.to_owned(),
+        source,
+    })?;
+    match metadata.len() {
+        size if metadata.is_file() && size > 0 => Ok((file, size)),
+        _ => Err(BootError::EmptyInitrd { path: path.to_owned() }),
+    }
 }
 
 #[cfg(test)]

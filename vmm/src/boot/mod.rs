@@ -33,6 +33,8 @@ use map::IMAGE_START;
 
 /// Where the command line lies; it may take up to 64 KiB.
 const CMDLINE: u64 = 0x2_0000;
+/// The initrd, in errors.
+pub const INITRD: &str = "guest.initrd";
 /// Bytes at a file's start that tell its kind and hold a Linux setup header.
 const HEAD: usize = 0x400;
 
@@ -175,22 +177,60 @@ impl Start {
 /// Loads the guest's image and initrd, and lays out what it is told. `rsdp` is where the ACPI tables
 /// start, if there are any.
 pub fn load(ram: &GuestRam, image: &Image, rsdp: Option<Gpa>) -> Result<Start, BootError> {
-    let path = &image.path;
-    let file = open("guest image", path)?;
     let mut head = [0; HEAD];
-    let length = read_head(&file, &mut head).map_err(|source| BootError::Read {
+    let (file, kind, length) = look(&image.path, &mut head)?;
+    match kind {
+        Kind::Elf => Ok(Start::Pvh(pvh::load(ram, image, file, rsdp)?)),
+        Kind::BzImage => Ok(Start::Linux(linux::load(ram, image, file, &head[..length], rsdp)?)),
+    }
+}
+
+/// What a guest's image is, by its contents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An ELF image, started by the PVH protocol.
+    Elf,
+    /// A Linux kernel.
+    BzImage,
+}
+
+impl Kind {
+    /// The field's name for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Elf => "ELF",
+            Self::BzImage => "bzImage",
+        }
+    }
+}
+
+/// Looks whether image and initrd are there to be loaded, and what the image is. Whether it fits into the guest is
+/// found when it is loaded.
+pub fn check(image: &Image) -> Result<Kind, BootError> {
+    let (_, kind, _) = look(&image.path, &mut [0; HEAD])?;
+    if let Some(path) = &image.initrd {
+        initrd::look(path)?;
+    }
+    Ok(kind)
+}
+
+/// The image, its kind, and how many bytes of its start are in `head`.
+fn look(path: &Path, head: &mut [u8; HEAD]) -> Result<(File, Kind, usize), BootError> {
+    let file = open("guest image", path)?;
+    let length = read_head(&file, head).map_err(|source| BootError::Read {
         what: "guest image",
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     })?;
-    let head = &head[..length];
-    if head.starts_with(b"\x7fELF") {
-        Ok(Start::Pvh(pvh::load(ram, image, file, rsdp)?))
-    } else if linux::is_bzimage(head) {
-        Ok(Start::Linux(linux::load(ram, image, file, head, rsdp)?))
+    let start = &head[..length];
+    let kind = if start.starts_with(b"\x7fELF") {
+        Kind::Elf
+    } else if linux::is_bzimage(start) {
+        Kind::BzImage
     } else {
-        Err(BootError::Kind { path: path.clone() })
-    }
+        return Err(BootError::Kind { path: path.to_owned() });
+    };
+    Ok((file, kind, length))
 }
 
 fn open(what: &'static str, path: &Path) -> Result<File, BootError> {

@@ -1,6 +1,7 @@
 //! Section `[guest]`: who it is and what it boots.
 
 use super::Wrong;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -9,21 +10,31 @@ const MAX_NAME: usize = 32;
 /// Longest command line: bytes.
 pub(crate) const MAX_CMDLINE: usize = 2048;
 
-#[derive(Deserialize)]
+/// Who the guest is and what it boots.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "guest")]
 pub(super) struct Raw {
+    /// 1 to 32 letters, digits, `_` or `-`.
     name: String,
+    /// A Linux bzImage, or an ELF file with a PVH entry. Relative paths start at the folder of this file. Firmware takes
+    /// its place.
     image: Option<PathBuf>,
+    /// The first file system of a kernel's user space.
     initrd: Option<PathBuf>,
+    /// The kernel's command line: at most 2048 bytes.
     cmdline: Option<String>,
+    /// Code of UEFI firmware (`OVMF_CODE_4M.fd`), which boots from a disk: instead of an image.
     firmware: Option<PathBuf>,
+    /// This guest's own copy of the firmware's variables (`OVMF_VARS_4M.fd`), which the guest writes.
     variables: Option<PathBuf>,
+    /// What happens when the guest resets itself.
     #[serde(default)]
     on_reset: OnReset,
 }
 
 /// What happens when the guest resets itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnReset {
     /// It has ended.

@@ -1,18 +1,23 @@
 //! A guest's TOML file: read raw, then checked into types that cannot be wrong.
 
+mod api;
 mod devices;
 mod guest;
+mod iommu;
 mod memory;
 mod vcpus;
 
+pub use api::Api;
 pub use devices::{
-    BlkDevice, ConsoleDevice, Device, InputDevice, InputKind, NetDevice, VfioUserDevice,
+    BlkDevice, ConsoleDevice, Device, InputDevice, InputKind, NetDevice, NetPort, VfioUserDevice,
     VsockDevice,
 };
 pub use guest::{Boot, Firmware, Guest, Image, OnReset};
-pub use memory::Memory;
+pub use iommu::Iommu;
+pub use memory::{HugePages, MAX_NODE, Memory};
 pub use vcpus::Vcpus;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
@@ -82,17 +87,27 @@ pub struct Config {
     pub vcpus: Vcpus,
     /// The `[[device]]` entries, in slot order.
     pub devices: Vec<Device>,
+    /// Section `[api]`, if it is there.
+    pub api: Option<Api>,
+    /// Section `[iommu]`.
+    pub iommu: Iommu,
 }
 
-#[derive(Deserialize)]
+/// A guest of `beamline run`: what it boots, its memory, its CPUs and its devices.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "guest.toml")]
 struct Raw {
     guest: guest::Raw,
     memory: memory::Raw,
     #[serde(default)]
     vcpus: vcpus::Raw,
+    /// The functions on the guest's PCI bus, in slot order from 00:01.0 on.
     #[serde(default)]
     device: Vec<devices::Raw>,
+    api: Option<api::Raw>,
+    #[serde(default)]
+    iommu: iommu::Raw,
 }
 
 impl Config {
@@ -122,12 +137,30 @@ impl Config {
     }
 
     fn check(raw: Raw, base: &Path) -> Result<Self, Wrong> {
+        let devices = devices::check(raw.device, base)?;
+        let memory = raw.memory.check()?;
+        if memory.hugepages.is_some()
+            && let Some(index) = devices.iter().position(|d| matches!(d, Device::Balloon))
+        {
+            return Err(Wrong::new(
+                format!("device[{index}].type"),
+                "is a balloon, which gives pages back, and `memory.hugepages` takes some from the host's pools for as \
+                 long as the guest runs: leave out one of them, or use \"transparent\"",
+            ));
+        }
         Ok(Self {
             guest: raw.guest.check(base)?,
-            memory: raw.memory.check()?,
+            memory,
             vcpus: raw.vcpus.check()?,
-            devices: devices::check(raw.device, base)?,
+            iommu: raw.iommu.check(&devices)?,
+            devices,
+            api: raw.api.map(|api| api.check(base)).transpose()?,
         })
+    }
+
+    /// The JSON schema of a guest's file: its sections, their keys, and the values that those take.
+    pub fn schema() -> impl serde::Serialize {
+        schemars::schema_for!(Raw)
     }
 }
 

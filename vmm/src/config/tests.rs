@@ -60,6 +60,45 @@ fn a_good_file() {
 }
 
 #[test]
+fn what_the_ram_is_made_of() {
+    let with = |size: &str, more: &str| {
+        GOOD.replacen("size = \"32M\"", &format!("size = \"{size}\"\n{more}"), 1)
+    };
+    let memory = |size: &str, more: &str| parse(&with(size, more)).unwrap().memory;
+    let plain = Memory {
+        size: 32 << 20,
+        hugepages: None,
+        transparent: false,
+        prefault: false,
+        host_nodes: vec![],
+    };
+    assert_eq!(memory("32M", ""), plain);
+    let huge = memory("4G", "hugepages = \"1G\"\nprefault = true\nhost_nodes = [0, 3]");
+    assert_eq!(huge.hugepages.map(HugePages::bytes), Some(1 << 30));
+    assert_eq!((huge.prefault, &huge.host_nodes[..]), (true, &[0, 3][..]));
+    assert!(!memory("32M", "hugepages = \"2M\"").prefault);
+    let made = Memory { transparent: true, ..plain };
+    assert_eq!(memory("32M", "hugepages = \"transparent\""), made);
+    assert!(
+        memory("32M", "hugepages = \"2M\"\nhost_nodes = [0]").prefault,
+        "nothing else reserves them"
+    );
+    for (size, more, part) in [
+        ("32M", "hugepages = \"1G\"", "memory.size"),
+        ("32M", "hugepages = \"4K\"", "\"2M\", \"1G\" or"),
+        ("32M", "host_nodes = [1024]", "names node 1024"),
+        ("32M", "hugepages = \"2M\"\nhost_nodes = [0]\nprefault = false", "memory.prefault"),
+        ("32M", "prefalt = true", "prefalt"),
+    ] {
+        let text = message(&with(size, more));
+        assert!(text.contains(part), "no `{part}` in {text}");
+    }
+    let polled = GOOD.replacen("count = 1", "count = 1\nhalt_poll_us = 200", 1);
+    assert_eq!(parse(&polled).unwrap().vcpus.halt_poll_us, Some(200));
+    assert!(message(&polled.replacen("200", "10001", 1)).contains("vcpus.halt_poll_us: is 10001"));
+}
+
+#[test]
 fn a_linux_guest() {
     let more = "[guest]\ninitrd = \"initrd.img\"\non_reset = \"reboot\"";
     let text = GOOD.replacen("[guest]", more, 1).replacen("count = 1", "count = 2", 1);
@@ -122,6 +161,8 @@ fn each_wrong_value_names_file_key_and_remedy() {
         ("count = 1", "slice_us = 99", "vcpus.slice_us", "100 to"),
         ("run/vr-pacer.sock", "", "device[0].socket", "path"),
         ("= 20", "= 9999999", "device[1].timeout_ms", "600000"),
+        ("/run/vr-gpu.sock", "run/vr-pacer.sock", "device[1].socket", "one guest"),
+        ("[memory]", "[api]\nsocket = \"\"\n[memory]", "api.socket", "leave [api] out"),
     ] {
         let text = GOOD.replacen(from, to, 1);
         assert_ne!(text, GOOD, "{from} is in the file");
@@ -152,4 +193,40 @@ fn too_many_devices_are_refused() {
 fn a_missing_file_is_named() {
     let e = Config::load(Path::new("/nonexistent/vr.toml")).unwrap_err();
     assert!(e.to_string().contains("/nonexistent/vr.toml"));
+}
+
+#[test]
+fn an_api_socket_is_relative_to_the_files_folder() {
+    let with =
+        |socket: &str| GOOD.replace("[memory]", &format!("[api]\nsocket = \"{socket}\"\n[memory]"));
+    assert_eq!(parse(GOOD).unwrap().api, None);
+    assert_eq!(parse(&with("vr.sock")).unwrap().api, Some(Api { socket: "etc/vr.sock".into() }));
+    assert!(message(&with(&"x".repeat(108))).contains("api.socket: "));
+}
+
+#[test]
+fn an_iommu_takes_a_slot() {
+    assert!(!parse(GOOD).unwrap().iommu.enabled);
+    let with = |devices: usize| {
+        let device = "[[device]]\ntype = \"virtio-rng\"\n".repeat(devices);
+        format!(
+            "[guest]\nname = \"vr\"\nimage = \"i\"\n[memory]\nsize = \"32M\"\n\
+             [iommu]\nenabled = true\n{device}"
+        )
+    };
+    assert!(parse(&with(30)).unwrap().iommu.enabled);
+    let text = message(&with(31));
+    assert!(text.contains("iommu.enabled") && text.contains("30 devices"), "{text}");
+    assert!(message(&with(1).replace("enabled", "on")).contains("on"));
+}
+
+#[test]
+fn a_balloon_takes_no_pages_of_the_pools() {
+    let with = |pages: &str| {
+        GOOD.replace("[memory]", &format!("[memory]\nhugepages = \"{pages}\""))
+            + "\n[[device]]\ntype = \"virtio-balloon\"\n"
+    };
+    let text = message(&with("2M"));
+    assert!(text.contains("].type: ") && text.contains("transparent"), "{text}");
+    assert!(parse(&with("transparent")).is_ok());
 }

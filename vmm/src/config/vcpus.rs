@@ -1,6 +1,7 @@
 //! Section `[vcpus]`: how many, and where they run.
 
 use super::Wrong;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 /// Host CPU numbers below this can be named (glibc's `CPU_SETSIZE`).
@@ -9,17 +10,26 @@ const MAX_CPU: u32 = 1024;
 pub(crate) const MAX_COUNT: u32 = 64;
 /// Time slices that Linux takes, in µs.
 const SLICES_US: std::ops::RangeInclusive<u32> = 100..=100_000;
+/// A vCPU that polls longer than this keeps a CPU from everybody else: µs.
+const MAX_POLL_US: u32 = 10_000;
 
-#[derive(Deserialize)]
+/// The guest's virtual CPUs.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "vcpus")]
 pub(super) struct Raw {
+    /// 1 to 64.
     #[serde(default = "one")]
     count: u32,
+    /// Host CPUs that they may run on. As many as there are vCPUs: one each.
     #[serde(default)]
     cpus: Option<Vec<u32>>,
+    /// -20, most urgent, to 19; below 0 takes CAP_SYS_NICE.
     #[serde(default)]
     nice: i32,
+    /// Time slice in microseconds, 100 to 100000: the shorter, the sooner a vCPU gets its turn.
     slice_us: Option<u32>,
+    halt_poll_us: Option<u32>,
 }
 
 fn one() -> u32 {
@@ -28,7 +38,7 @@ fn one() -> u32 {
 
 impl Default for Raw {
     fn default() -> Self {
-        Self { count: 1, cpus: None, nice: 0, slice_us: None }
+        Self { count: 1, cpus: None, nice: 0, slice_us: None, halt_poll_us: None }
     }
 }
 
@@ -43,6 +53,9 @@ pub struct Vcpus {
     pub nice: i32,
     /// Their time slice in µs, where it is not Linux's own: the shorter, the sooner one gets its turn.
     pub slice_us: Option<u32>,
+    /// How long a halted vCPU's thread looks for its next interrupt before it sleeps, in µs, 0 to 10,000, where it
+    /// is not KVM's own: it wakes sooner, and keeps a host CPU busy for as long.
+    pub halt_poll_us: Option<u32>,
 }
 
 impl Vcpus {
@@ -73,9 +86,17 @@ impl Raw {
                 format!("is {slice}: Linux takes time slices from 100 to 100000 µs"),
             ));
         }
-        let (count, nice, slice_us) = (self.count, self.nice, self.slice_us);
+        if let Some(poll) = self.halt_poll_us.filter(|p| *p > MAX_POLL_US) {
+            return Err(Wrong::new(
+                "vcpus.halt_poll_us",
+                format!(
+                    "is {poll}: a halted vCPU can poll for 0 to {MAX_POLL_US} µs before it sleeps"
+                ),
+            ));
+        }
+        let Self { count, nice, slice_us, halt_poll_us, .. } = self;
         let Some(cpus) = self.cpus else {
-            return Ok(Vcpus { count, cpus: vec![], nice, slice_us });
+            return Ok(Vcpus { count, cpus: vec![], nice, slice_us, halt_poll_us });
         };
         if cpus.is_empty() {
             return Err(Wrong::new(
@@ -90,7 +111,7 @@ impl Raw {
             ));
         }
         let cpus = cpus.into_iter().map(|c| c as usize).collect();
-        Ok(Vcpus { count, cpus, nice, slice_us })
+        Ok(Vcpus { count, cpus, nice, slice_us, halt_poll_us })
     }
 }
 
@@ -101,7 +122,8 @@ mod tests {
     #[test]
     fn cpus_are_shared_or_one_each() {
         let all = |count, cpus: &[usize]| {
-            let v = Vcpus { count, cpus: cpus.to_vec(), nice: 0, slice_us: None };
+            let v =
+                Vcpus { count, cpus: cpus.to_vec(), nice: 0, slice_us: None, halt_poll_us: None };
             (0..count).map(|i| v.cpus_of(i).to_vec()).collect::<Vec<_>>()
         };
         assert_eq!(all(2, &[4, 6]), [[4], [6]]);

@@ -81,6 +81,11 @@ impl Backing {
         self.areas.iter().any(|a| !a.write && range(a.at).contains(&offset))
     }
 
+    /// The mapping of the area that starts at `offset`.
+    pub(crate) fn mapping(&self, offset: u64) -> Option<Arc<MmapRegion>> {
+        self.areas.iter().find(|a| a.at.offset == offset).map(|a| Arc::clone(&a.region))
+    }
+
     fn take_areas(&mut self, label: &str, mapping: RemoteMapping, keep_out: &[Range<u64>]) {
         let file = File::from(mapping.fd);
         if let Err(why) = is_sealed(&file) {
@@ -206,9 +211,16 @@ impl Backing {
     }
 }
 
+/// What `fstatfs` says of a file of huge pages (linux/magic.h).
+const HUGETLBFS_MAGIC: rustix::fs::FsWord = 0x9584_58f6;
+
 /// A file that its owner could shrink would end the guest with a fault when it does.
 fn is_sealed(file: &File) -> Result<(), String> {
     match rustix::fs::fcntl_get_seals(file) {
+        // A page that its pool has not, or that its owner gives back, is a fault as well.
+        Ok(_) if rustix::fs::fstatfs(file).is_ok_and(|s| s.f_type == HUGETLBFS_MAGIC) => {
+            Err("the memfd is of huge pages, which can be taken away: use ordinary ones".into())
+        }
         Ok(seals) if seals.contains(SealFlags::SHRINK) => Ok(()),
         Ok(_) => Err("the memfd is not sealed against shrinking (F_SEAL_SHRINK)".into()),
         Err(e) => Err(format!("not a memfd: {e}")),

@@ -82,6 +82,8 @@ pub trait Link: Send {
         fd: BorrowedFd<'_>,
         fd_offset: u64,
     ) -> Result<(), LinkError>;
+    /// Takes back exactly what was shown by one [`Self::dma_map`]. When it returns, the function uses it no more.
+    fn dma_unmap(&mut self, iova: u64, size: u64) -> Result<(), LinkError>;
 }
 
 impl From<ClientError> for LinkError {
@@ -151,5 +153,9 @@ impl Link for Client {
         fd_offset: u64,
     ) -> Result<(), LinkError> {
         Ok(Client::dma_map(self, iova, size, flags, fd, fd_offset)?)
+    }
+
+    fn dma_unmap(&mut self, iova: u64, size: u64) -> Result<(), LinkError> {
+        Ok(Client::dma_unmap(self, iova, size)?)
     }
 }

@@ -8,4 +8,5 @@ pub mod connect;
 pub mod dma;
 pub mod link;
 mod reset;
+mod server;
 pub mod vfio_user;

@@ -8,10 +8,13 @@
 //! contents. The guest goes on.
 
 use super::bar::Backing;
+use super::dma::RamView;
 use super::link::{Link, LinkError};
-use super::{dma, reset};
+use super::reset;
+use super::server::Server;
 use crate::Gpa;
 use crate::clock::TscOffset;
+use crate::interrupt::watch::TimingView;
 use crate::memory::GuestRam;
 use crate::pci::bar::{self, BARS, BarError, BarShapes};
 use crate::pci::msix::{Capability, Msix, MsixError, Signaller};
@@ -21,11 +24,15 @@ use beamline_abi::pci::{capability, config, msix, status};
 use beamline_vfio_user::{IrqIndex, RegionIndex};
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 /// First place where a capability can be.
 const FIRST_CAPABILITY: u8 = 0x40;
 /// A list that is longer than configuration space has room for is a loop.
 const MAX_CAPABILITIES: usize = 48;
+
+/// The BAR that is a pacer's timing page.
+const TIMING_BAR: usize = 2;
 
 /// Why a function cannot be attached.
 #[derive(Debug, thiserror::Error)]
@@ -77,7 +84,7 @@ pub enum AttachError {
 /// A function served over vfio-user.
 pub struct VfioUser {
     label: String,
-    server: Server,
+    server: Arc<Server>,
     bars: BarShapes,
     backing: [Backing; BARS],
     msix: Option<Msix>,
@@ -85,46 +92,15 @@ pub struct VfioUser {
     tsc: Option<TscOffset>,
 }
 
-/// The connection, and whether there still is one.
-struct Server {
-    link: Box<dyn Link>,
-    lost: bool,
-}
-
-impl Server {
-    /// Makes a request; `None` where it failed. The loss of the server is logged once.
-    fn ask<T>(
-        &mut self,
-        label: &str,
-        request: impl FnOnce(&mut dyn Link) -> Result<T, LinkError>,
-    ) -> Option<T> {
-        if self.lost {
-            return None;
-        }
-        match request(&mut *self.link) {
-            Ok(answer) => Some(answer),
-            Err(LinkError::Refused(why)) => {
-                // A guest can cause these as fast as it likes.
-                tracing::trace!("{label}: {why}");
-                None
-            }
-            Err(e @ LinkError::Lost(_)) => {
-                self.lost = true;
-                tracing::error!("{label}: {e}; the guest goes on and reads all-ones from it");
-                None
-            }
-        }
-    }
-}
-
 impl VfioUser {
-    /// Attaches the function behind `link` and shows it the guest's RAM. `tsc` is told to a pacer.
+    /// Attaches the function behind `link` and shows it the guest's RAM, which the view may change. `tsc` is
+    /// told to a pacer.
     pub fn attach(
         label: String,
         mut link: Box<dyn Link>,
         ram: &GuestRam,
         tsc: TscOffset,
-    ) -> Result<Self, AttachError> {
+    ) -> Result<(Self, RamView), AttachError> {
         let l = &mut *link;
         let failed = |what| {
             let label = label.clone();
@@ -178,13 +154,21 @@ impl VfioUser {
             let keep_out = keep_out(msix.as_ref(), bar);
             backing[bar] = Backing::new(&format!("{label}: BAR{bar}"), region, bells, &keep_out);
         }
-        dma::map_ram(l, ram).map_err(failed("showing it the guest's memory"))?;
+        let server = Arc::new(Server::new(label.clone(), link));
+        let mut view = RamView::new(Arc::clone(&server), ram.share());
+        let showing = if ram.is_of_huge_pages() {
+            // They can be given back behind a server's back, and then end it when it looks.
+            "showing it the guest's huge pages, which `beamline host` takes only with `memory.hugepages` = \"transparent\","
+        } else {
+            "showing it the guest's memory"
+        };
+        view.show_ram().map_err(failed(showing))?;
         let is_pacer = vendor == pacer::VENDOR_ID
             && u16_at(&space, config::DEVICE_ID) == pacer::DEVICE_ID
             && sizes[0] >= pacer::BAR0_SIZE;
         let mut this = Self {
             label,
-            server: Server { link, lost: false },
+            server,
             bars,
             backing,
             msix,
@@ -192,7 +176,13 @@ impl VfioUser {
             tsc: is_pacer.then_some(tsc),
         };
         this.tell_tsc();
-        Ok(this)
+        Ok((this, view))
+    }
+
+    /// The timing page, where this is a pacer whose page is mapped.
+    pub(crate) fn timing(&self) -> Option<TimingView> {
+        self.tsc?;
+        TimingView::new(self.backing[TIMING_BAR].mapping(0)?)
     }
 
     /// Tells a pacer how the guest's TSC relates to the host's.
@@ -206,9 +196,8 @@ impl VfioUser {
             (pacer::reg::TSC_COMMIT, 1),
         ];
         for (register, value) in writes {
-            self.server.ask(&self.label, |l| {
-                l.write(RegionIndex::bar(0), u64::from(register), &value.to_le_bytes())
-            });
+            self.server
+                .ask(|l| l.write(RegionIndex::bar(0), u64::from(register), &value.to_le_bytes()));
         }
     }
 
@@ -255,8 +244,7 @@ impl PciFunction for VfioUser {
     }
 
     fn config_read(&mut self, offset: u16, data: &mut [u8]) {
-        let read =
-            self.server.ask(&self.label, |l| l.read(RegionIndex::CONFIG, u64::from(offset), data));
+        let read = self.server.ask(|l| l.read(RegionIndex::CONFIG, u64::from(offset), data));
         if read.is_none() {
             nothing(data);
         } else if let Some(msix) = &self.msix {
@@ -265,17 +253,18 @@ impl PciFunction for VfioUser {
     }
 
     fn config_write(&mut self, wiring: &mut dyn Wiring, offset: u16, data: &[u8]) -> ConfigEffect {
-        self.server.ask(&self.label, |l| l.write(RegionIndex::CONFIG, u64::from(offset), data));
+        self.server.ask(|l| l.write(RegionIndex::CONFIG, u64::from(offset), data));
         let flr = reset::starts_flr(self.express, offset, data);
         if let Some(msix) = &mut self.msix {
-            // Irqfds change even where the server is lost; then `ask` finds it out again.
-            let server = &mut Vectors(&mut *self.server.link);
-            let done = if flr {
-                msix.reset(wiring, server)
-            } else {
-                msix.write_control(wiring, server, offset, data)
-            };
-            self.server.ask(&self.label, |_| done);
+            // Irqfds change even where the server is lost.
+            self.server.tell(|link| {
+                let server = &mut Vectors(link);
+                if flr {
+                    msix.reset(wiring, server)
+                } else {
+                    msix.write_control(wiring, server, offset, data)
+                }
+            });
         }
         if !flr {
             return ConfigEffect::None;
@@ -292,7 +281,7 @@ impl PciFunction for VfioUser {
         }
         let readable = self.backing.get(bar).is_some_and(|b| b.flags().read);
         let index = RegionIndex::bar(bar as u32);
-        if !readable || self.server.ask(&self.label, |l| l.read(index, offset, data)).is_none() {
+        if !readable || self.server.ask(|l| l.read(index, offset, data)).is_none() {
             nothing(data);
         }
     }
@@ -308,7 +297,7 @@ impl PciFunction for VfioUser {
         let Some(backing) = self.backing.get(bar) else { return };
         if backing.flags().write && !backing.is_read_only(offset) {
             let index = RegionIndex::bar(bar as u32);
-            self.server.ask(&self.label, |l| l.write(index, offset, data));
+            self.server.ask(|l| l.write(index, offset, data));
         }
     }
 

@@ -42,8 +42,9 @@ pub(super) fn calls() -> Calls {
         ])
         // Threads of slices, at their priorities.
         .allow(&[libc::SYS_sched_setattr, libc::SYS_sched_setscheduler])
-        // Interrupts, without a thread that may be held up.
+        // Interrupts and doorbells, without a thread that may be held up.
         .allow(&[
+            libc::SYS_preadv2,
             libc::SYS_io_destroy,
             libc::SYS_io_getevents,
             libc::SYS_io_setup,

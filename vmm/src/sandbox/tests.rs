@@ -121,6 +121,19 @@ fn a_forbidden_call_ends_the_process_and_is_named() {
 }
 
 #[test]
+fn a_forbidden_call_is_an_event_where_that_is_asked_for() {
+    if no_seccomp("a_forbidden_call_is_an_event_where_that_is_asked_for") {
+        return;
+    }
+    let event = r#"{"event":"sandbox-violation","call":"ptrace","number":101}"#;
+    for (act, told) in [("told", true), ("ptrace", false)] {
+        let (code, text) = Confined::start(Role::Vmm, act).end();
+        assert_eq!(code, Some(EXIT_CODE), "{text}");
+        assert_eq!(text.lines().any(|line| line == event), told, "{text}");
+    }
+}
+
+#[test]
 fn a_thread_that_was_there_before_is_bound_as_well() {
     if no_seccomp("a_thread_that_was_there_before_is_bound_as_well") {
         return;
@@ -234,6 +247,10 @@ fn child() {
             }
         }
         "elsewhere" => go.send(()).unwrap(),
+        "told" => {
+            tell_stdout();
+            acts::call("ptrace");
+        }
         call => acts::call(call),
     }
     drop(go);

@@ -8,7 +8,7 @@
 use super::{Role, SandboxError};
 use std::fmt::Write;
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// With this code ends a process that made a forbidden call.
 pub const EXIT_CODE: i32 = 3;
@@ -16,6 +16,9 @@ pub const EXIT_CODE: i32 = 3;
 const PATIENCE_MS: i32 = 100;
 /// `SYS_SECCOMP` of asm-generic/siginfo.h: SIGSYS comes from a filter.
 const FROM_FILTER: i32 = 1;
+
+/// Whether stdout is told as well.
+static EVENT: AtomicBool = AtomicBool::new(false);
 
 /// Who this process is, for the line.
 static ROLE: AtomicU8 = AtomicU8::new(0);
@@ -53,6 +56,11 @@ pub(super) fn watch(role: Role) -> Result<(), SandboxError> {
     })
 }
 
+/// Has a forbidden call told on stdout, too, as an event: one line of JSON.
+pub fn tell_stdout() {
+    EVENT.store(true, Ordering::Relaxed);
+}
+
 extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands the handler a valid siginfo, of which SIGSYS fills this part; the structure is
     // not larger than `siginfo_t`.
@@ -75,9 +83,21 @@ extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, context: *mu
     } else {
         writeln!(line, "beamline: {role}: ended by SIGSYS from another process")
     };
-    line.write_out();
+    line.write_out(libc::STDERR_FILENO);
+    if EVENT.load(Ordering::Relaxed) && info.code == FROM_FILTER {
+        event(info.call).write_out(libc::STDOUT_FILENO);
+    }
     // SAFETY: takes a number and does not return. No destructor and no handler of exit runs.
     unsafe { libc::_exit(EXIT_CODE) };
+}
+
+/// The event: names of system calls need no escapes.
+fn event(call: i32) -> Line {
+    let mut line = Line::default();
+    let name = name(call);
+    // It is never too long.
+    let _ = writeln!(line, r#"{{"event":"sandbox-violation","call":"{name}","number":{call}}}"#);
+    line
 }
 
 /// The name of a system call of x86-64.
@@ -111,14 +131,13 @@ impl Write for Line {
 }
 
 impl Line {
-    /// Writes it to stderr, unless nobody reads that: a full pipe must not keep the process alive.
-    fn write_out(&self) {
-        let mut stderr =
-            libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    /// Writes it to `fd`, unless nobody reads that: a full pipe must not keep the process alive.
+    fn write_out(&self, fd: libc::c_int) {
+        let mut out = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
         // SAFETY: one initialised pollfd; the text is initialised up to `len`, which is within it.
         unsafe {
-            if libc::poll(&raw mut stderr, 1, PATIENCE_MS) == 1 {
-                libc::write(libc::STDERR_FILENO, self.text.as_ptr().cast(), self.len);
+            if libc::poll(&raw mut out, 1, PATIENCE_MS) == 1 {
+                libc::write(fd, self.text.as_ptr().cast(), self.len);
             }
         }
     }
@@ -139,6 +158,15 @@ mod tests {
     fn the_kernels_structure_is_not_larger_than_libcs() {
         assert!(size_of::<SigsysInfo>() <= size_of::<libc::siginfo_t>());
         assert_eq!(std::mem::offset_of!(SigsysInfo, call), 24);
+    }
+
+    #[test]
+    fn the_event_is_a_line_of_json() {
+        let line = event(libc::SYS_socket as i32);
+        assert_eq!(
+            &line.text[..line.len],
+            b"{\"event\":\"sandbox-violation\",\"call\":\"socket\",\"number\":41}\n"
+        );
     }
 
     #[test]

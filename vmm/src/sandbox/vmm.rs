@@ -1,6 +1,6 @@
 //! What a VMM does while its guest runs. Everything that it opens and connects to is open by then.
 
-use super::calls::{Calls, bits};
+use super::calls::{Calls, bits, is};
 use super::common;
 use kvm_bindings::{
     KVMIO, kvm_clock_data, kvm_debugregs, kvm_fpu, kvm_interrupt, kvm_ioeventfd, kvm_irq_level,
@@ -88,6 +88,7 @@ pub(super) fn calls() -> Calls {
             libc::SYS_pwritev,
             libc::SYS_pwritev2,
         ])
-        // A console's socket, whose name goes with the guest. Landlock says where.
+        // The sockets of a console and of the API, whose names go with the guest: no folders. Landlock says where.
         .allow(&[libc::SYS_accept4, libc::SYS_unlink])
+        .allow_if(libc::SYS_unlinkat, &[is(2, 0)])
 }

@@ -53,6 +53,10 @@ pub(crate) struct Seen {
     /// Writes to BAR0: offset, value.
     pub(crate) writes: Vec<(u64, u32)>,
     pub(crate) maps: Vec<(u64, u64)>,
+    /// Where each of them is in its file.
+    pub(crate) offsets: Vec<u64>,
+    /// More mappings are refused.
+    pub(crate) most_maps: usize,
     pub(crate) vectors: Vec<Option<OwnedFd>>,
     pub(crate) connected: bool,
     pub(crate) hangs: bool,
@@ -140,6 +144,8 @@ fn probe() -> Probe {
         config: config_space(),
         writes: Vec::new(),
         maps: Vec::new(),
+        offsets: Vec::new(),
+        most_maps: usize::MAX,
         vectors: (0..VECTORS).map(|_| None).collect(),
         connected: true,
         hangs: false,
@@ -285,12 +291,21 @@ impl Device for TestDevice {
     }
 
     fn dma_map(&mut self, map: DmaMap) -> Result<(), DeviceError> {
-        assert!(map.fd.is_some() && map.flags.read && map.flags.write);
-        self.0.seen().maps.push((map.iova, map.size));
+        assert!(map.fd.is_some());
+        let mut seen = self.0.seen();
+        if seen.maps.len() >= seen.most_maps {
+            return Err(DeviceError::Limit("no more mappings".into()));
+        }
+        seen.maps.push((map.iova, map.size));
+        seen.offsets.push(map.fd_offset);
         Ok(())
     }
 
-    fn dma_unmap(&mut self, _: u64, _: u64) -> Result<(), DeviceError> {
+    fn dma_unmap(&mut self, iova: u64, size: u64) -> Result<(), DeviceError> {
+        let mut seen = self.0.seen();
+        let at = seen.maps.iter().position(|map| *map == (iova, size)).expect("it is mapped");
+        seen.maps.remove(at);
+        seen.offsets.remove(at);
         Ok(())
     }
 

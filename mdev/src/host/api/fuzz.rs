@@ -1,6 +1,7 @@
 //! A host on a clock that can be moved, and its control API without the socket, for the fuzzer.
 
-use super::connection;
+use super::routes;
+use super::server::connection;
 use crate::config::HostConfig;
 use crate::host::{Host, HostError, RendererProgram, system};
 use beamline_abi::Nanos;
@@ -60,7 +61,10 @@ impl Door {
         let mut said = Vec::new();
         let wire = Wire { left: bytes, busy: Arc::clone(&busy), looks: 0, said: &mut said };
         let controller = Arc::clone(self.host.controller());
-        self.runtime.block_on(connection(wire, controller, busy, Duration::ZERO));
+        let answer = move |request, busy| {
+            routes::answer(Arc::clone(&controller), request, busy, Duration::ZERO)
+        };
+        self.runtime.block_on(connection(wire, answer, busy));
         said
     }
 

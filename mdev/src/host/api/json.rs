@@ -156,6 +156,9 @@ pub struct StatsJson {
     /// Vblanks passed over because the host came too late for them; 0 of a host that does not tell.
     #[serde(default)]
     pub skipped_vblanks: u64,
+    /// How often the guest rang its queues' doorbells; 0 of a host that does not tell.
+    #[serde(default)]
+    pub doorbells: u64,
 }
 
 /// `GET /stats`.
@@ -307,6 +310,7 @@ impl StatsJson {
             failed: stats.failed,
             busy_ms: stats.busy.as_millis_f64(),
             skipped_vblanks: stats.skipped_vblanks,
+            doorbells: stats.doorbells,
         }
     }
 }

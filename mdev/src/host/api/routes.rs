@@ -1,72 +1,39 @@
 //! What each request asks for: from a path, a method and a body to an answer.
 
-use super::MAX_BODY;
+use super::answers::{self, Refused, not_allowed, read, refuse, respond, say};
 use super::json::{
     AllStatsJson, ErrorJson, HostJson, NamedStatsJson, SliceJson, SlicesJson, StatsJson, error,
 };
+use super::server::{Answer, Busy};
 use crate::config::slice::{SliceError, WrittenSlice, contract, written};
 use crate::host::control::{ControlError, Controller, SliceView};
 use crate::host::parts::encode_png;
 use beamline_sched::Contract;
 use beamline_sched::written::Written;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Bytes, Incoming};
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-
-/// How long a peer may take to send its body.
-const BODY_PATIENCE: Duration = Duration::from_secs(5);
-
-type Answer = Response<Full<Bytes>>;
-/// An answer that is not what was asked for.
-type Refused = Box<Answer>;
 
 /// Answers one request; `busy` is set once all of it is there. It waits for a change before it for `patience`.
 pub(super) async fn answer(
     controller: Arc<Controller>,
     request: Request<Incoming>,
-    busy: Arc<AtomicBool>,
+    busy: Busy,
     patience: Duration,
-) -> Result<Answer, Infallible> {
+) -> Answer {
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let body = match read(request.into_body()).await {
         Ok(body) => body,
-        Err(refused) => return Ok(*refused),
+        Err(refused) => return *refused,
     };
     busy.store(true, Ordering::Relaxed);
     let asked = Asked { controller, patience };
-    Ok(route(&asked, &method, &path, body).await.unwrap_or_else(|refused| *refused))
-}
-
-async fn read(body: Incoming) -> Result<Bytes, Refused> {
-    let too_long = || {
-        let mend = format!("send at most {MAX_BODY} bytes");
-        let said = ErrorJson::new("the body is too long", "body", mend);
-        refuse(StatusCode::PAYLOAD_TOO_LARGE, &said)
-    };
-    if body.size_hint().lower() > MAX_BODY as u64 {
-        return Err(too_long());
-    }
-    let limited = Limited::new(body, MAX_BODY).collect();
-    match tokio::time::timeout(BODY_PATIENCE, limited).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => Err(too_long()),
-        Ok(Err(e)) => Err(refuse(
-            StatusCode::BAD_REQUEST,
-            &ErrorJson::new(format!("the body breaks off: {e}"), "body", "send all of it"),
-        )),
-        Err(_) => Err(refuse(
-            StatusCode::REQUEST_TIMEOUT,
-            &ErrorJson::new("the body does not come", "body", "send it within 5 s"),
-        )),
-    }
+    route(&asked, &method, &path, body).await.unwrap_or_else(|refused| *refused)
 }
 
 /// Who is asked, and how long an answer may wait for a change before it.
@@ -233,31 +200,8 @@ async fn run<T: Send + 'static>(
     }
 }
 
-/// A body as JSON. What is not JSON is a bad request; JSON that means nothing cannot be processed.
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refused> {
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let read = serde_path_to_error::deserialize(&mut json).map_err(|e| {
-        let path = e.path().to_string();
-        (path, e.into_inner())
-    });
-    let read = read.and_then(|value| json.end().map(|()| value).map_err(|e| (".".into(), e)));
-    read.map_err(|(path, e)| {
-        let text = e.to_string();
-        if !e.is_data() {
-            let place = format!("body, line {} column {}", e.line(), e.column());
-            let said = ErrorJson::new(format!("this is no JSON: {text}"), place, "send JSON");
-            return refuse(StatusCode::BAD_REQUEST, &said);
-        }
-        // The place is named by its key.
-        let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
-        let (what, mend) = match text.split_once(", expected ") {
-            Some((what, expected)) => (what, format!("expected {expected}")),
-            None => (text, "see docs/control.md for the keys".to_owned()),
-        };
-        // A key may be the empty string, which names no place.
-        let place = if matches!(path.as_str(), "" | ".") { "body".to_owned() } else { path };
-        refuse(StatusCode::UNPROCESSABLE_ENTITY, &ErrorJson::new(what, place, mend))
-    })
+    answers::parse(body, "docs/control.md")
 }
 
 fn wrong(error: SliceError) -> Refused {
@@ -272,41 +216,4 @@ fn failed(problem: &ControlError) -> Refused {
 fn unheard(what: &str) -> Refused {
     let said = ErrorJson::new(what, "host", "look at the host's log");
     refuse(StatusCode::INTERNAL_SERVER_ERROR, &said)
-}
-
-fn not_allowed(method: &Method, allowed: &'static str) -> Refused {
-    let said = ErrorJson::new(
-        format!("{method} is not what can be done here"),
-        "method",
-        format!("use {allowed}"),
-    );
-    let mut answer = refuse(StatusCode::METHOD_NOT_ALLOWED, &said);
-    answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
-    answer
-}
-
-fn refuse(status: StatusCode, said: &ErrorJson) -> Refused {
-    let mut answer = say(status, said);
-    if let Some(ms) = said.retry_after_ms {
-        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000)));
-    }
-    Box::new(answer)
-}
-
-fn say(status: StatusCode, value: &impl Serialize) -> Answer {
-    match serde_json::to_vec(value) {
-        Ok(mut json) => {
-            json.push(b'\n');
-            respond(status, "application/json", json)
-        }
-        // Strings and finite numbers can be written.
-        Err(_) => respond(StatusCode::INTERNAL_SERVER_ERROR, "application/json", b"{}\n".into()),
-    }
-}
-
-fn respond(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Answer {
-    let mut answer = Response::new(Full::new(Bytes::from(body)));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer
 }

@@ -8,6 +8,7 @@
 mod parse;
 mod types;
 
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -397,7 +398,7 @@ impl Client {
         self.fds.clear();
         let received = self.transfer(fds);
         let reply = received.map_err(|e| {
-            self.alive = false;
+            self.hang_up();
             match e {
                 SocketError::Closed | SocketError::Cut(_) | SocketError::Stopped => {
                     ClientError::Disconnected(name)
@@ -429,6 +430,14 @@ impl Client {
         }
     }
 
+    /// Ends the connection. A server that is there still hears of it, and gives back what it had: guest memory above
+    /// all.
+    fn hang_up(&mut self) {
+        self.alive = false;
+        // It fails where the server has hung up.
+        let _ = self.socket.stream().shutdown(Shutdown::Both);
+    }
+
     /// Turns what `read` finds wrong with a reply into an error that ends the connection.
     fn checked<T>(
         &mut self,
@@ -436,7 +445,7 @@ impl Client {
         read: impl FnOnce(&mut Self) -> Result<T, parse::Bad>,
     ) -> Result<T, ClientError> {
         read(self).map_err(|bad| {
-            self.alive = false;
+            self.hang_up();
             self.fds.clear();
             ClientError::Protocol { command: command::name(number), what: bad.to_string() }
         })

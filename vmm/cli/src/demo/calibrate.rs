@@ -4,6 +4,7 @@ use super::children::EndedEarly;
 use super::config::{Class, Demo, Guest};
 use super::cost::{Line, busy_by_position};
 use super::files::Budget;
+use super::others;
 use super::prepare;
 use super::session::{Booking, Plan, Session};
 use crate::failure::refused;
@@ -72,16 +73,20 @@ impl std::fmt::Display for Unfit {
 pub(crate) fn calibrate<'a>(session: &Session<'a>) -> anyhow::Result<Vec<Calibrated<'a>>> {
     let mut repeats = session.demo.runs.repeats;
     loop {
+        let others = others::Watch::begin()?;
         let found = measure_all(session)
             .and_then(|all| check_fit(&all, session.demo).context(Unfit).map(|()| all));
-        match found {
-            Ok(all) => return Ok(all),
-            Err(why) if repeats > 0 && why.downcast_ref::<Unfit>().is_some() => {
-                repeats -= 1;
-                output::line(&format!("calibrating again: {why:#}"));
-            }
-            Err(why) => return Err(why),
+        let why = match found {
+            Err(why) if why.downcast_ref::<Unfit>().is_some() => why,
+            done => return done,
+        };
+        let percent = others.end()?.percent;
+        let meanwhile = format!("other programs took {percent:.0}% of a CPU meanwhile (measured)");
+        if repeats == 0 {
+            return Err(why.context(meanwhile));
         }
+        repeats -= 1;
+        output::line(&format!("calibrating again; {meanwhile}: {why:#}"));
     }
 }
 

@@ -1,6 +1,6 @@
 //! The processes of one run: started, listened to, and never left behind.
 
-use crate::events::HostEvent;
+use crate::events::{GuestEvent, HostEvent, InterruptsEvent};
 use crate::failure::{interrupted, refused};
 use crate::signals::Stop;
 use anyhow::{Context, bail};
@@ -30,6 +30,8 @@ pub(crate) enum News {
     Host(HostEvent),
     /// This guest renders.
     Rendering(String),
+    /// What this guest's interrupts have cost.
+    Interrupts(String, Box<InterruptsEvent>),
     /// A child's output has ended: it has exited, or will.
     Silent(String),
 }
@@ -142,11 +144,15 @@ fn listen(name: &str, role: Role, stdout: impl Read, mut log: File, news: &Sende
         let item = match role {
             Role::Host => serde_json::from_str(text).ok().map(News::Host),
             // `beamline run` puts the guest's name before its lines.
-            Role::Guest => text
-                .strip_prefix(name)
-                .and_then(|text| text.strip_prefix(": "))
-                .is_some_and(|text| text.starts_with(READY))
-                .then(|| News::Rendering(name.to_owned())),
+            Role::Guest => match text.strip_prefix(name).and_then(|t| t.strip_prefix(": ")) {
+                Some(said) => said.starts_with(READY).then(|| News::Rendering(name.to_owned())),
+                None => match serde_json::from_str(text) {
+                    Ok(GuestEvent::Interrupts(event)) => {
+                        Some(News::Interrupts(name.to_owned(), Box::new(event)))
+                    }
+                    _ => None,
+                },
+            },
         };
         // Nobody listens any more once the run is over; the log still wants the rest.
         if let Some(item) = item {
@@ -230,8 +236,8 @@ impl Family {
     }
 
     /// Ends the host, which writes the guests' last images and its other files while they are still
-    /// attached, and then the guests.
-    pub(crate) fn finish(mut self) -> anyhow::Result<()> {
+    /// attached, and then the guests. Answers what each guest's interrupts have cost, as far as its VMM said so.
+    pub(crate) fn finish(mut self) -> anyhow::Result<Vec<(String, InterruptsEvent)>> {
         let status = self.host.stop(PATIENCE);
         for guest in &mut self.guests {
             // How a guest ends that has lost its host says nothing about the run.
@@ -241,7 +247,22 @@ impl Family {
             let end = describe(status);
             bail!("the host ended with {end}; it wrote:\n  {}", self.host.last_words());
         }
-        Ok(())
+        Ok(self.last_costs())
+    }
+
+    /// All children have ended, so that each one's output ends as well.
+    fn last_costs(&self) -> Vec<(String, InterruptsEvent)> {
+        let (mut costs, mut silent) = (Vec::new(), 0);
+        while silent <= self.guests.len() {
+            match self.news.recv_timeout(PATIENCE) {
+                Ok(News::Interrupts(name, event)) => costs.push((name, *event)),
+                Ok(News::Silent(_)) => silent += 1,
+                Ok(_) => {}
+                // A grandchild may hold a pipe open.
+                Err(_) => break,
+            }
+        }
+        costs
     }
 
     /// The next thing a child says; `None` where nothing is said until `end`. A child that ends before it
@@ -323,6 +344,13 @@ mod tests {
         let news = heard(Role::Guest, text);
         assert!(
             matches!(&news[..], [News::Rendering(n), News::Silent(_)] if n == "vr"),
+            "{news:?}"
+        );
+        // What its VMM says has no name before it.
+        let costs = r#"{"event":"interrupts","label":"measured","devices":[],"all":{"seconds":1.0,"vblanks":0,"exits_per_vblank":null,"counters":{"exits":5}},"paced":null,"to_vmm_io":1,"to_vmm_mmio":2,"to_vmm_other":3,"missing":null}"#;
+        let news = heard(Role::Guest, format!("vr: {costs}\n{costs}\n").as_bytes());
+        assert!(
+            matches!(&news[..], [News::Interrupts(n, e), News::Silent(_)] if n == "vr" && e.all.counters["exits"] == 5),
             "{news:?}"
         );
         let news = heard(Role::Host, text);

@@ -1,6 +1,7 @@
 //! What the runs came to: reports per run, and a verdict for every promise under every policy.
 
 use super::config::{Class, Demo, Guest};
+use super::interrupts::GuestInterrupts;
 use super::others::Others;
 use super::session::Outcome;
 use beamline_abi::Nanos;
@@ -18,6 +19,8 @@ pub(crate) struct Judged {
     pub(crate) background: Vec<Background>,
     /// What other programs took meanwhile.
     pub(crate) others: Others,
+    /// What each guest's interrupts have cost.
+    pub(crate) interrupts: Vec<GuestInterrupts>,
     /// Times that this run was tried because the machine spoiled it before.
     pub(crate) repeats: u32,
 }
@@ -64,7 +67,8 @@ pub(crate) fn judge(
         .filter(|(_, guest)| guest.contract.class == Class::Background)
         .map(|(slice, guest)| background(analysis, slice, guest))
         .collect();
-    Judged { report, background, others: outcome.others, repeats }
+    let interrupts = outcome.interrupts.clone();
+    Judged { report, background, others: outcome.others, interrupts, repeats }
 }
 
 /// The analysis of a run's judged part.

@@ -68,6 +68,7 @@ fn outcome(vr_busy: u64, frames: u64) -> Outcome {
         window: Window { from_ns: 0, to_ns: (frames + 2) * 11 * MS },
         noise: Noise { duration_ns: 1_000_000_000, max_steal: 10, ..Noise::default() },
         others: Others { percent: 0.0 },
+        interrupts: Vec::new(),
         files: super::super::files::RunFiles { folder: "x".into(), sockets: "y".into() },
     }
 }

@@ -5,7 +5,7 @@
 //! | configuration | [`config`] |
 //! | what has to be there | [`prepare`] |
 //! | costs of the scenes on this machine | [`calibrate`], [`cost`] |
-//! | one run: files, processes, stamps | [`session`], [`files`], [`children`], [`place`], [`others`] |
+//! | one run: files, processes, stamps | [`session`], [`files`], [`children`], [`place`], [`others`], [`interrupts`] |
 //! | all runs | [`series`] |
 //! | verdicts, tables, pictures | [`judge`], [`show`] |
 
@@ -14,6 +14,7 @@ mod children;
 mod config;
 mod cost;
 mod files;
+mod interrupts;
 mod judge;
 mod others;
 mod place;

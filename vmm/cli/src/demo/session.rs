@@ -3,6 +3,7 @@
 use super::children::Family;
 use super::config::{Demo, Guest};
 use super::files::{self, Budget, RunFiles};
+use super::interrupts::GuestInterrupts;
 use super::others::{self, Others};
 use super::place::Placement;
 use crate::events::HostEvent;
@@ -49,6 +50,8 @@ pub(crate) struct Outcome {
     pub(crate) noise: Noise,
     /// What other programs took meanwhile.
     pub(crate) others: Others,
+    /// What each guest's interrupts have cost.
+    pub(crate) interrupts: Vec<GuestInterrupts>,
     pub(crate) files: RunFiles,
 }
 
@@ -95,8 +98,10 @@ impl<'a> Session<'a> {
         family.wait_rendering(self.stop)?;
 
         let began = Instant::now();
+        let mut stats = Vec::new();
         let mut show = |event: &HostEvent| {
-            if let HostEvent::Stats { .. } = event {
+            if let HostEvent::Stats { slices } = event {
+                stats.clone_from(slices);
                 progress.show(&live(&plan.name, began.elapsed(), event));
             }
         };
@@ -107,13 +112,13 @@ impl<'a> Session<'a> {
         let to = MonotonicClock.now();
         let noise = watch.end(self.demo.noise.steal_per_30s, None)?;
         progress.show(&format!("{}: draining", plan.name));
-        family.finish()?;
+        let interrupts = GuestInterrupts::join(family.finish()?, &stats);
         let others = others.end()?;
 
         let stamps = files.stamps();
         let log = Log::read(&stamps).with_context(|| stamps.display().to_string())?;
         let window = Window { from_ns: from.0, to_ns: to.0 };
-        Ok(Outcome { log, window, noise, others, files })
+        Ok(Outcome { log, window, noise, others, interrupts, files })
     }
 
     fn write_files(&self, plan: &Plan<'_>) -> anyhow::Result<RunFiles> {
@@ -213,8 +218,8 @@ mod tests {
     #[test]
     fn the_live_line_names_every_slice() {
         let slices = vec![
-            SliceStats { name: "vr".into(), frames: 900, late: 3 },
-            SliceStats { name: "game".into(), frames: 600, late: 0 },
+            SliceStats { name: "vr".into(), frames: 900, late: 3, doorbells: 0 },
+            SliceStats { name: "game".into(), frames: 600, late: 0, doorbells: 0 },
         ];
         let text = live("fifo", Duration::from_millis(10_400), &HostEvent::Stats { slices });
         assert_eq!(text, "fifo:  10 s  vr 900 frames, 3 late  game 600 frames, 0 late");

@@ -107,6 +107,9 @@ impl Summary {
                 "during {}: other programs took {:.0}% of a CPU (measured)",
                 run.report.run, run.others.percent
             ));
+            for guest in &run.interrupts {
+                output::line(&guest.line(&run.report.run));
+            }
             for b in &run.background {
                 output::line(&format!(
                     "{} under {}: {} jobs, {:.1}% of the GPU ({})",

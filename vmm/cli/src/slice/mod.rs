@@ -1,13 +1,12 @@
 //! `beamline slice`: looks at a running host's slices and changes them, over its control socket.
 
-mod client;
 mod table;
 
+use crate::client::{self, Client};
 use crate::failure::refused;
 use crate::output;
 use anyhow::Context;
 use beamline_mdev::host::api::json::{SliceJson, SlicesJson};
-use client::Client;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
 
@@ -102,7 +101,7 @@ enum Command {
 /// Runs the subcommand.
 pub(crate) fn slice(options: Slice) -> anyhow::Result<()> {
     let Slice { host, json, command } = options;
-    let client = Client::new(&host, json);
+    let client = Client::of_host(host.join("control.sock"), json);
     match command {
         Command::List => {
             let heard = client.ask("GET", "/slices", None)?;
@@ -180,7 +179,7 @@ fn show(heard: &[u8], json: bool) -> anyhow::Result<()> {
 }
 
 /// A name goes into a path: only what a slice can be called.
-fn path(name: &str) -> anyhow::Result<String> {
+pub(crate) fn path(name: &str) -> anyhow::Result<String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if name.is_empty() || !name.chars().all(fits) {
         return Err(refused(format!(

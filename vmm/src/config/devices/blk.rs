@@ -2,16 +2,23 @@
 
 use super::{Device, Entry, Wrong};
 use crate::devices::virtio::blk::{Format, MAX_SERIAL, Source};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
 
-#[derive(Deserialize)]
+/// A disk.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "virtio-blk")]
 pub(in crate::config) struct Raw {
+    /// A disk image or block device.
     path: PathBuf,
+    /// The guest may not write.
     #[serde(default)]
     readonly: bool,
+    /// "raw" or "qcow2"; without it raw, unless the file looks like qcow2.
     format: Option<String>,
+    /// At most 20 printable characters.
     serial: Option<String>,
 }
 

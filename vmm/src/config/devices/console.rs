@@ -2,6 +2,7 @@
 
 use super::{Device, Entry, Wrong};
 use crate::devices::virtio::console::Output;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -9,9 +10,12 @@ use std::path::PathBuf;
 const TERMINAL: &str = "terminal";
 const SOCKET: &str = "unix:";
 
-#[derive(Deserialize)]
+/// A console.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "virtio-console")]
 pub(in crate::config) struct Raw {
+    /// A file, "unix:" and a socket's path, or "terminal".
     output: String,
 }
 

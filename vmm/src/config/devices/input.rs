@@ -1,18 +1,24 @@
 //! `type = "virtio-input"`: a keyboard, mouse, tablet or gamepad.
 
 use super::{Entry, Wrong};
-use serde::Deserialize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
-#[derive(Deserialize)]
+/// An input device: one of its two keys.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "virtio-input")]
 pub(in crate::config) struct Raw {
+    /// "keyboard", "mouse", "tablet" or "gamepad": its events come over the API.
     kind: Option<String>,
+    /// The host's event device, such as /dev/input/event0.
     evdev: Option<PathBuf>,
 }
 
 /// A device that this process speaks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum InputKind {
     /// A keyboard.
     Keyboard,
@@ -22,6 +28,21 @@ pub enum InputKind {
     Tablet,
     /// A gamepad.
     Gamepad,
+}
+
+impl InputKind {
+    /// All of them.
+    const ALL: [Self; 4] = [Self::Keyboard, Self::Mouse, Self::Tablet, Self::Gamepad];
+
+    /// Its name in files and APIs.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Keyboard => "keyboard",
+            Self::Mouse => "mouse",
+            Self::Tablet => "tablet",
+            Self::Gamepad => "gamepad",
+        }
+    }
 }
 
 /// An input device.
@@ -36,14 +57,15 @@ pub enum InputDevice {
 impl Raw {
     pub(super) fn check(self, entry: &Entry<'_>) -> Result<InputDevice, Wrong> {
         match (self.kind.as_deref(), self.evdev) {
-            (Some("keyboard"), None) => Ok(InputDevice::Kind(InputKind::Keyboard)),
-            (Some("mouse"), None) => Ok(InputDevice::Kind(InputKind::Mouse)),
-            (Some("tablet"), None) => Ok(InputDevice::Kind(InputKind::Tablet)),
-            (Some("gamepad"), None) => Ok(InputDevice::Kind(InputKind::Gamepad)),
-            (Some(other), None) => Err(entry.wrong(
-                "kind",
-                format!("{other:?} is not one: use \"keyboard\", \"mouse\", \"tablet\" or \"gamepad\""),
-            )),
+            (Some(name), None) => {
+                let kind = InputKind::ALL.into_iter().find(|kind| kind.name() == name);
+                kind.map(InputDevice::Kind).ok_or_else(|| {
+                    let what = format!(
+                        "{name:?} is not one: use \"keyboard\", \"mouse\", \"tablet\" or \"gamepad\""
+                    );
+                    entry.wrong("kind", what)
+                })
+            }
             (None, Some(path)) => {
                 let what = "an event device such as /dev/input/event0";
                 Ok(InputDevice::Evdev(entry.path("evdev", path, what)?))

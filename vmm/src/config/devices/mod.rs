@@ -15,20 +15,24 @@ mod tests;
 pub use blk::BlkDevice;
 pub use console::ConsoleDevice;
 pub use input::{InputDevice, InputKind};
-pub use net::NetDevice;
+pub use net::{NetDevice, NetPort};
 pub use vfio_user::VfioUserDevice;
 pub use vsock::VsockDevice;
 
 use super::Wrong;
+use super::api::MAX_SOCKET;
 use crate::pci::SLOTS;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
 /// Slot 0 is the host bridge.
 const MAX_DEVICES: usize = SLOTS - 1;
 
-#[derive(Deserialize)]
+/// A function on the guest's PCI bus.
+#[derive(Deserialize, JsonSchema)]
 #[serde(tag = "type", rename_all = "kebab-case")]
+#[schemars(rename = "device")]
 pub(super) enum Raw {
     VfioUser(vfio_user::Raw),
     VirtioBlk(blk::Raw),
@@ -82,8 +86,7 @@ impl Entry<'_> {
 
     /// A path that a socket's address can hold.
     fn socket(&self, key: &str, path: PathBuf, what: &str) -> Result<PathBuf, Wrong> {
-        /// Longest path of a Unix socket address: bytes.
-        const MAX: usize = 107;
+        const MAX: usize = MAX_SOCKET;
         let path = self.path(key, path, what)?;
         if path.as_os_str().len() > MAX {
             let path = path.display();
@@ -122,6 +125,12 @@ fn one_each(devices: &[Device], base: &Path) -> Result<(), Wrong> {
         if twice(|a, b| matches!((a, b), (Device::Balloon, Device::Balloon))) {
             return Err(entry.wrong("type", "is a second virtio-balloon: a guest has one"));
         }
+        if twice(VfioUserDevice::same_socket) {
+            return Err(entry.wrong(
+                "socket",
+                "is another device's: a slice has one guest, and its pacer and its vGPU a socket each",
+            ));
+        }
         if twice(ConsoleDevice::both_at_terminal) {
             return Err(entry.wrong(
                 "output",
@@ -130,6 +139,9 @@ fn one_each(devices: &[Device], base: &Path) -> Result<(), Wrong> {
         }
         if twice(NetDevice::same_tap) {
             return Err(entry.wrong("tap", "is another card's: each needs a tap of its own"));
+        }
+        if twice(NetDevice::same_server) {
+            return Err(entry.wrong("vhost_user", "is another card's: a server has one guest"));
         }
         if twice(BlkDevice::same_disk) {
             return Err(entry.wrong(

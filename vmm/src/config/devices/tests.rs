@@ -32,13 +32,17 @@ fn every_type_is_read() {
             "type = \"virtio-blk\"\npath = \"/a\"\nformat = \"qcow2\"",
             disk("/a", false, Some(Format::Qcow2), ""),
         ),
-        ("type = \"virtio-net\"", Device::Net(NetDevice { tap: None, mac: None })),
+        ("type = \"virtio-net\"", Device::Net(NetDevice { port: NetPort::Tap(None), mac: None })),
         (
             "type = \"virtio-net\"\ntap = \"vr0\"\nmac = \"02:00:00:00:00:0A\"",
             Device::Net(NetDevice {
-                tap: Some("vr0".into()),
+                port: NetPort::Tap(Some("vr0".into())),
                 mac: Some("02:00:00:00:00:0a".parse().unwrap()),
             }),
+        ),
+        (
+            "type = \"virtio-net\"\nvhost_user = \"net.sock\"",
+            Device::Net(NetDevice { port: NetPort::VhostUser("etc/net.sock".into()), mac: None }),
         ),
         ("type = \"virtio-rng\"", Device::Rng),
         ("type = \"virtio-balloon\"", Device::Balloon),
@@ -75,6 +79,7 @@ fn wrong_values_are_named_with_a_remedy() {
         ),
         ("type = \"virtio-net\"\ntap = \"a/b\"", "tap", "letters"),
         ("type = \"virtio-net\"\ntap = \"..\"", "tap", "letters"),
+        ("type = \"virtio-net\"\ntap = \"a\"\nvhost_user = \"s\"", "vhost_user", "one of them"),
         ("type = \"virtio-net\"\ntap = \"1234567890123456\"", "tap", "1 to 15"),
         ("type = \"virtio-net\"\nmac = \"ff:ff:ff:ff:ff:ff\"", "mac", "multicast"),
         ("type = \"virtio-console\"\noutput = \"\"", "output", "terminal"),
@@ -119,7 +124,9 @@ fn what_there_can_be_one_of_is_there_once() {
         ("type = \"virtio-balloon\"", "type"),
         ("type = \"virtio-console\"\noutput = \"terminal\"", "output"),
         ("type = \"virtio-net\"\ntap = \"vr0\"", "tap"),
+        ("type = \"virtio-net\"\nvhost_user = \"s\"", "vhost_user"),
         ("type = \"virtio-blk\"\npath = \"a\"", "path"),
+        ("type = \"vfio-user\"\nsocket = \"vr-gpu.sock\"", "socket"),
     ] {
         let message = parse(&format!("[[device]]\n{device}\n").repeat(2)).expect_err(device);
         assert!(message.contains(&format!("device[1].{key}: ")), "{message}");

@@ -1,6 +1,7 @@
 //! `type = "vfio-user"`: a function served by another process.
 
-use super::{Entry, Wrong};
+use super::{Device, Entry, Wrong};
+use schemars::JsonSchema;
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,10 +9,14 @@ use std::time::Duration;
 /// How long a function's server may take to appear.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 
-#[derive(Deserialize)]
+/// A function that another process serves.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "vfio-user")]
 pub(in crate::config) struct Raw {
+    /// The server's socket, such as run/NAME-gpu.sock of a host.
     socket: PathBuf,
+    /// How long to wait for the server: at most 600000; without it 5000.
     timeout_ms: Option<u64>,
 }
 
@@ -32,5 +37,11 @@ impl Raw {
             return Err(entry.wrong("timeout_ms", "is over 10 minutes: use 0 to 600000"));
         }
         Ok(VfioUserDevice { socket, timeout })
+    }
+}
+
+impl VfioUserDevice {
+    pub(super) fn same_socket(a: &Device, b: &Device) -> bool {
+        matches!((a, b), (Device::VfioUser(a), Device::VfioUser(b)) if a.socket == b.socket)
     }
 }

@@ -2,11 +2,15 @@
 
 use super::{Entry, Wrong};
 use crate::devices::virtio::vsock::MIN_CID;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
-#[derive(Deserialize)]
+/// Sockets between host and guest.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(rename = "virtio-vsock")]
 pub(in crate::config) struct Raw {
+    /// The guest's context ID: 3 or more, and no other guest's.
     cid: u32,
 }
 

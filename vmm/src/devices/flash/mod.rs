@@ -89,6 +89,20 @@ pub enum FlashError {
     },
 }
 
+impl FlashError {
+    /// The key of the configuration that is to be mended.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Open { what, .. }
+            | Self::Read { what, .. }
+            | Self::Kind { what, .. }
+            | Self::Size { what, .. }
+            | Self::InUse { what, .. } => what,
+            Self::Map { .. } => CODE,
+        }
+    }
+}
+
 /// Key of the code, and of the variables.
 const CODE: &str = "guest.firmware";
 const VARIABLES: &str = "guest.variables";
@@ -108,11 +122,15 @@ impl Flash {
     /// The flash with the code in the file `code`, which is only read, and the variables in the file
     /// `variables`, which the guest writes. That file is locked for as long as this is alive.
     pub fn open(code: &Path, variables: &Path) -> Result<Self, FlashError> {
-        let opened = OpenOptions::new().read(true).open(code).map_err(|source| {
-            FlashError::Open { what: CODE, path: code.into(), hint: "", source }
-        })?;
+        let opened =
+            OpenOptions::new().read(true).open(code).map_err(|source| FlashError::Open {
+                what: CODE,
+                path: code.into(),
+                hint: "; Debian has it in its package ovmf",
+                source,
+            })?;
         let code_bytes = contents(CODE, code, &opened, MAX)?;
-        let hint = " for writing; make it as a copy of the variables that come with the firmware \
+        let hint = " for writing; make it as this guest's own copy of the variables that come with the firmware \
                     (OVMF_VARS_4M.fd)";
         let open = OpenOptions::new().read(true).write(true).open(variables);
         let file = open.map_err(|source| FlashError::Open {

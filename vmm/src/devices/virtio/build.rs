@@ -5,11 +5,13 @@ use super::blk::{self, Blk, ImageError};
 use super::console::{Console, Endpoint, EndpointError};
 use super::input::{Evdev, EvdevError, Input, InputSender, kind};
 use super::net::tap::{Tap, TapError};
+use super::net::user::UserNet;
 use super::net::{Mac, Net};
 use super::rng::Rng;
+use super::vhost::user::{ConnectError, VhostUser};
 use super::vsock::{VhostVsock, Vsock, VsockError};
-use super::{DeviceError, DeviceModel, Transport};
-use crate::config::{BlkDevice, Device, InputDevice, InputKind, NetDevice};
+use super::{DeviceError, DeviceModel, Shared, Transport};
+use crate::config::{BlkDevice, Device, InputDevice, InputKind, NetDevice, NetPort};
 use std::sync::Arc;
 use vm_memory::GuestMemoryMmap;
 
@@ -22,6 +24,9 @@ pub enum BuildError {
     /// A tap.
     #[error(transparent)]
     Tap(#[from] TapError),
+    /// A vhost-user server.
+    #[error(transparent)]
+    VhostUser(#[from] ConnectError),
     /// A console.
     #[error(transparent)]
     Console(#[from] EndpointError),
@@ -45,12 +50,36 @@ pub enum Control {
     Balloon(Target),
 }
 
+/// What a device has done since the guest was built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// Interrupts that it sent.
+    pub interrupts: u64,
+    /// It cannot go on before its driver resets it.
+    pub broken: bool,
+}
+
+/// The hold that this process has on a device while its guest runs.
+#[derive(Clone)]
+pub struct Hold {
+    /// What can be done with it.
+    pub control: Option<Control>,
+    shared: Arc<Shared>,
+}
+
+impl Hold {
+    /// What it has done so far.
+    pub fn activity(&self) -> Activity {
+        Activity { interrupts: self.shared.interrupts(), broken: self.shared.is_broken() }
+    }
+}
+
 /// A device's function, and the hold that this process has on it.
 pub struct Built {
     /// For the bus.
     pub function: Transport,
-    /// What can be done with it.
-    pub control: Option<Control>,
+    /// For whoever runs the guest.
+    pub hold: Hold,
 }
 
 /// The function of the guest's device number `index`, in front of `memory`; `None` for a device that
@@ -68,11 +97,20 @@ pub fn build(
         Device::Blk(BlkDevice { source, serial }) => {
             Box::new(Blk::new(&label, blk::open(source)?, serial))
         }
-        Device::Net(NetDevice { tap, mac }) => {
-            let tap = Tap::open(tap.as_deref())?;
+        Device::Net(NetDevice { port, mac }) => {
             let mac = mac.unwrap_or_else(|| Mac::derived(guest, index));
-            tracing::info!("{label}: network card {mac} on tap {}", tap.name());
-            Box::new(Net::new(&label, tap, mac))
+            match port {
+                NetPort::Tap(name) => {
+                    let tap = Tap::open(name.as_deref())?;
+                    tracing::info!("{label}: network card {mac} on tap {}", tap.name());
+                    Box::new(Net::new(&label, tap, mac))
+                }
+                NetPort::VhostUser(path) => {
+                    let server = VhostUser::connect(path, UserNet::QUEUES)?;
+                    tracing::info!("{label}: network card {mac} on {}", server.name());
+                    Box::new(UserNet::new(server, mac))
+                }
+            }
         }
         Device::Rng => Box::new(Rng),
         Device::Console(console) => Box::new(Console::new(Endpoint::open(&console.output)?)),
@@ -92,7 +130,8 @@ pub fn build(
         }
     };
     let function = Transport::new(label, model, Arc::clone(memory))?;
-    Ok(Some(Built { function, control }))
+    let hold = Hold { control, shared: function.shared() };
+    Ok(Some(Built { function, hold }))
 }
 
 fn input(device: &InputDevice) -> Result<Input, BuildError> {

@@ -21,9 +21,11 @@ pub mod balloon;
 pub mod blk;
 pub mod console;
 pub mod input;
+pub mod iommu;
 pub mod net;
 pub mod rng;
 pub mod transport;
+pub mod vhost;
 pub mod vsock;
 
 #[cfg(test)]
@@ -31,7 +33,7 @@ mod guest_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use build::{BuildError, Built, Control, build};
+pub use build::{Activity, BuildError, Built, Control, Hold, build};
 pub use chain::{Chain, Fault, Segment};
 pub use queue::VirtQueue;
 pub use shared::Shared;
@@ -62,6 +64,8 @@ pub enum Kind {
     Input,
     /// Socket device.
     Vsock,
+    /// IOMMU.
+    Iommu,
 }
 
 impl Kind {
@@ -75,6 +79,7 @@ impl Kind {
             Self::Balloon => 5,
             Self::Input => 18,
             Self::Vsock => 19,
+            Self::Iommu => 23,
         }
     }
 
@@ -87,6 +92,7 @@ impl Kind {
             Self::Rng | Self::Balloon => 0x00_ff_00,
             Self::Input => 0x09_80_00,
             Self::Vsock => 0x02_80_00,
+            Self::Iommu => 0x08_06_00,
         }
     }
 }
@@ -121,6 +127,10 @@ pub trait DeviceModel: Send {
     fn kind(&self) -> Kind;
     /// Feature bits that it offers; the transport adds its own.
     fn features(&self) -> u64;
+    /// Which of the rings' feature bits (virtio 1.3, section 6) it can do, of those that the transport offers.
+    fn ring_features(&self) -> u64 {
+        u64::MAX
+    }
     /// Whether it works with this subset of its features.
     fn accepts(&self, features: u64) -> bool {
         let _ = features;

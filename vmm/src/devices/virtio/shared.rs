@@ -3,10 +3,12 @@
 use crate::pci::msix::Signaller;
 use arc_swap::ArcSwapOption;
 use beamline_abi::virtio_pci::NO_VECTOR;
+use rustix::io::ReadWriteFlags;
 use std::convert::Infallible;
+use std::io::IoSliceMut;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 /// ISR status: a queue's interrupt (virtio 1.3, section 4.1.4.5).
 const ISR_QUEUE: u8 = 1;
@@ -23,6 +25,8 @@ pub struct Shared {
     generation: AtomicU8,
     needs_reset: AtomicBool,
     master: AtomicBool,
+    /// How many interrupts were sent.
+    interrupts: AtomicU64,
 }
 
 impl Shared {
@@ -36,6 +40,7 @@ impl Shared {
             generation: AtomicU8::new(0),
             needs_reset: AtomicBool::new(false),
             master: AtomicBool::new(false),
+            interrupts: AtomicU64::new(0),
         }
     }
 
@@ -82,7 +87,13 @@ impl Shared {
             && let Some(event) = &*slot.load()
         {
             signal(event);
+            self.interrupts.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// How many interrupts were sent since the guest was built. Those that the kernel sends are not known.
+    pub(crate) fn interrupts(&self) -> u64 {
+        self.interrupts.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_master(&self, on: bool) {
@@ -164,6 +175,8 @@ pub(crate) fn signal(event: &OwnedFd) {
 
 /// Empties an eventfd.
 pub(crate) fn drain(event: &OwnedFd) {
-    // Fails where it is empty, which is what is wanted.
-    let _ = rustix::io::read(event, &mut [0; 8]);
+    // Fails where it is empty, which is what is wanted. A server that has it too may have made it a blocking one.
+    let mut count = [0; 8];
+    let mut parts = [IoSliceMut::new(&mut count)];
+    let _ = rustix::io::preadv2(event, &mut parts, u64::MAX, ReadWriteFlags::NOWAIT);
 }

@@ -1,6 +1,7 @@
 //! A function attached over a real connection: used without a guest, and by a tiny guest.
 
 use super::*;
+use crate::config::{Device, VfioUserDevice};
 use crate::machine::Machine;
 use crate::testing::device::{EXPRESS, MSIX, PAGE_VALUE, Probe, Served, VECTORS, bar0};
 use crate::testing::{Asm, Recorder, guest, kvm_or_skip, signal, take};
@@ -295,4 +296,29 @@ fn a_guest_uses_the_function() {
     assert_eq!(trapped, [(u64::from(bar0::MATCH), 6)], "only the value that does not match traps");
     assert_eq!(Probe::word(&probe.page, 0), PAGE_VALUE);
     assert_eq!(Probe::word(&probe.shared, 8), 0x5eed);
+}
+
+#[test]
+fn an_iommu_comes_behind_the_functions() {
+    if !kvm_or_skip("an_iommu_comes_behind_the_functions") {
+        return;
+    }
+    let (served, link, cutter) = Served::new();
+    let (mut config, _dir) = guest(&Asm::default());
+    config.iommu.enabled = true;
+    // What the tables tell of; the test connects to it.
+    let device = VfioUserDevice { socket: "test".into(), timeout: Duration::ZERO };
+    config.devices = vec![Device::VfioUser(device)];
+    let mut vm = Vm::with_link(config, Box::new(Recorder::default()), link, cutter).unwrap();
+    let mut id = [0; 4];
+    vm.machine().bus.config_read(2, config::VENDOR_ID, &mut id);
+    assert_eq!(u32::from_le_bytes(id), 0x1057_1af4);
+    assert_eq!(served.probe.seen().maps, [(0, 4 << 20)], "all RAM before a driver comes");
+
+    // The tables were made for another bus.
+    let (_served, link, cutter) = Served::new();
+    let (mut config, _dir) = guest(&Asm::default());
+    config.iommu.enabled = true;
+    let built = Vm::with_link(config, Box::new(Recorder::default()), link, cutter);
+    assert!(matches!(built.err(), Some(crate::VmError::Misplaced { slot: 2, .. })));
 }

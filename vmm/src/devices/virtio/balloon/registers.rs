@@ -35,6 +35,11 @@ impl Target {
         }
     }
 
+    /// How many pages the guest is asked to give up.
+    pub fn wanted(&self) -> u32 {
+        self.0.wanted.load(Ordering::Acquire)
+    }
+
     /// How many pages the guest says that it gave up.
     pub fn actual(&self) -> u32 {
         self.0.actual.load(Ordering::Acquire)

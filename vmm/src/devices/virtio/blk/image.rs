@@ -6,7 +6,7 @@ use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
@@ -128,20 +128,7 @@ pub fn open(source: &Source) -> Result<Box<dyn Disk>, ImageError> {
     let Source { path, readonly, format } = source;
     let failed =
         |what| move |source: io::Error| ImageError::Io { path: path.clone(), what, source };
-    let mut file =
-        OpenOptions::new().read(true).write(!readonly).open(path).map_err(|source| {
-            ImageError::Open { path: path.clone(), readonly: *readonly, source }
-        })?;
-    let kind = file.metadata().map_err(failed("cannot be looked at"))?.file_type();
-    if !kind.is_file() && !kind.is_block_device() {
-        return Err(ImageError::Kind { path: path.clone() });
-    }
-    lock(&file, path, *readonly)?;
-    let mut magic = [0; 4];
-    let is_qcow2 = file.read_exact_at(&mut magic, 0).is_ok() && magic == QCOW2_MAGIC;
-    if is_qcow2 && format.is_none() {
-        return Err(ImageError::LooksLikeQcow2 { path: path.clone() });
-    }
+    let (mut file, kind) = locked(source)?;
     let disk: Box<dyn Disk> = if *format == Some(Format::Qcow2) {
         Box::new(QcowDisk::open(file, path, *readonly)?)
     } else {
@@ -158,6 +145,39 @@ pub fn open(source: &Source) -> Result<Box<dyn Disk>, ImageError> {
         return Err(ImageError::Small { path: path.clone(), size: disk.size() });
     }
     Ok(disk)
+}
+
+/// Looks for what would keep [`open`] from it, changes nothing, and lets it go again. Its bytes, as they are on
+/// the host.
+pub fn look(source: &Source) -> Result<u64, ImageError> {
+    let (mut file, _) = locked(source)?;
+    file.seek(SeekFrom::End(0)).map_err(|error| ImageError::Io {
+        path: source.path.clone(),
+        what: "its size cannot be found",
+        source: error,
+    })
+}
+
+/// What `source` names, open and locked, and what it is.
+fn locked(source: &Source) -> Result<(File, FileType), ImageError> {
+    let Source { path, readonly, format } = source;
+    let failed =
+        |what| move |source: io::Error| ImageError::Io { path: path.clone(), what, source };
+    let file =
+        OpenOptions::new().read(true).write(!readonly).open(path).map_err(|source| {
+            ImageError::Open { path: path.clone(), readonly: *readonly, source }
+        })?;
+    let kind = file.metadata().map_err(failed("cannot be looked at"))?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(ImageError::Kind { path: path.clone() });
+    }
+    lock(&file, path, *readonly)?;
+    let mut magic = [0; 4];
+    let is_qcow2 = file.read_exact_at(&mut magic, 0).is_ok() && magic == QCOW2_MAGIC;
+    if is_qcow2 && format.is_none() {
+        return Err(ImageError::LooksLikeQcow2 { path: path.clone() });
+    }
+    Ok((file, kind))
 }
 
 /// The lock lasts for as long as the file is open, however the process ends.

@@ -6,7 +6,7 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
-pub use image::{Disk, Format, ImageError, Source, open};
+pub use image::{Disk, Format, ImageError, Source, look, open};
 pub use queue::Counters;
 
 use super::{Activation, DeviceError, DeviceModel, Kind, Serve, read_space};

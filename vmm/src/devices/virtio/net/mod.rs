@@ -1,10 +1,11 @@
-//! A network card (virtio 1.3, section 5.1) on a tap interface of the host.
+//! A network card (virtio 1.3, section 5.1): on a tap interface of the host, or served by another process ([`user`]).
 
 mod queue;
 mod registers;
 pub mod tap;
 #[cfg(test)]
 mod tests;
+pub mod user;
 
 pub use queue::Counters;
 pub use registers::{Mac, MacError};
@@ -69,7 +70,7 @@ impl DeviceModel for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_space(&registers::registers(self.mac), offset, data);
+        read_space(&registers::registers(self.mac, true), offset, data);
     }
 
     fn activate(&mut self, mut start: Activation) -> Result<Box<dyn Serve>, DeviceError> {

@@ -15,16 +15,12 @@ pub(super) mod feature {
     pub(in super::super) const HOST_TSO4: u64 = 1 << spec::VIRTIO_NET_F_HOST_TSO4;
     pub(in super::super) const HOST_TSO6: u64 = 1 << spec::VIRTIO_NET_F_HOST_TSO6;
     pub(in super::super) const MERGE: u64 = 1 << spec::VIRTIO_NET_F_MRG_RXBUF;
+    /// What only configuration space is needed for.
+    pub(in super::super) const REGISTERS: u64 =
+        1 << spec::VIRTIO_NET_F_MAC | 1 << spec::VIRTIO_NET_F_STATUS;
     /// All that are offered.
-    pub(in super::super) const OFFERED: u64 = CSUM
-        | GUEST_CSUM
-        | GUEST_TSO4
-        | GUEST_TSO6
-        | HOST_TSO4
-        | HOST_TSO6
-        | MERGE
-        | 1 << spec::VIRTIO_NET_F_MAC
-        | 1 << spec::VIRTIO_NET_F_STATUS;
+    pub(in super::super) const OFFERED: u64 =
+        REGISTERS | CSUM | GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6 | MERGE;
 
     /// Segments need checksums, in each direction (5.1.3.1).
     pub(in super::super) fn are_consistent(features: u64) -> bool {
@@ -36,10 +32,12 @@ pub(super) mod feature {
 /// Bytes: address and status.
 pub(super) const SIZE: usize = 8;
 
-pub(super) fn registers(mac: Mac) -> [u8; SIZE] {
+/// `up`: frames can go both ways.
+pub(super) fn registers(mac: Mac, up: bool) -> [u8; SIZE] {
     let mut r = [0; SIZE];
     r[..6].copy_from_slice(&mac.0);
-    r[6..].copy_from_slice(&(spec::VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+    let status = if up { spec::VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
+    r[6..].copy_from_slice(&status.to_le_bytes());
     r
 }
 

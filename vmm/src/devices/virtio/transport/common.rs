@@ -76,7 +76,8 @@ pub(super) struct Common {
 impl Common {
     pub(super) fn new(device: &dyn DeviceModel) -> Self {
         let queues = device.queue_sizes().iter().map(|max| QueueSetup::new(*max)).collect();
-        let offered = device.features() & !RESERVED | TRANSPORT;
+        let offered = device.features() & !RESERVED
+            | TRANSPORT & (device.ring_features() | feature::VERSION_1);
         Self {
             offered,
             accepted: 0,

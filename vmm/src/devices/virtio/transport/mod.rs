@@ -104,6 +104,11 @@ impl Transport {
         self
     }
 
+    /// What its thread and its registers share.
+    pub(crate) fn shared(&self) -> Arc<Shared> {
+        Arc::clone(&self.shared)
+    }
+
     fn start(&mut self) -> Result<(), DeviceError> {
         let event_idx = self.common.accepted & 1 << VIRTIO_RING_F_EVENT_IDX != 0;
         let queues = self.common.queues.iter().zip(&self.bells).enumerate();

@@ -10,11 +10,11 @@ mod registers;
 #[cfg(test)]
 mod tests;
 
-pub use kernel::{Kernel, KernelQueue, VhostVsock, VsockError};
+pub use kernel::{VhostVsock, VsockError};
 
+use super::vhost::{self, Server};
 use super::{Activation, DeviceError, DeviceModel, Kind, Serve, read_space};
 use std::sync::{Arc, Mutex, PoisonError};
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Receive, transmit, events.
 const QUEUES: [u16; 3] = [128, 128, 16];
@@ -25,7 +25,7 @@ const SEQPACKET: u64 = 1 << 1;
 pub const MIN_CID: u32 = 3;
 
 /// The kernel's part, shared with what stops it.
-type Shared = Arc<Mutex<Box<dyn Kernel>>>;
+type Shared = Arc<Mutex<Box<dyn Server>>>;
 
 /// A virtio socket device.
 pub struct Vsock {
@@ -36,7 +36,7 @@ pub struct Vsock {
 
 impl Vsock {
     /// The guest with context ID `cid`, which `kernel` knows already.
-    pub fn new(cid: u32, kernel: Box<dyn Kernel>) -> Self {
+    pub fn new(cid: u32, kernel: Box<dyn Server>) -> Self {
         let features = kernel.features();
         Self { cid, features, kernel: Arc::new(Mutex::new(kernel)) }
     }
@@ -51,8 +51,12 @@ impl DeviceModel for Vsock {
         self.features & SEQPACKET
     }
 
+    fn ring_features(&self) -> u64 {
+        self.features
+    }
+
     fn accepts(&self, features: u64) -> bool {
-        // The transport offers its own, all of which every kernel has. One that has not must not lie.
+        // A kernel without VERSION_1 must not seem to have it.
         features & !self.features == 0
     }
 
@@ -71,33 +75,12 @@ impl DeviceModel for Vsock {
     fn activate(&mut self, mut start: Activation) -> Result<Box<dyn Serve>, DeviceError> {
         let queues = [start.need(0)?, start.need(1)?];
         let events = start.take(2);
-        let mut for_kernel = Vec::with_capacity(queues.len());
-        for queue in &queues {
-            let ring = kernel::areas(queue.ring());
-            if !ring.iter().all(|(at, len)| in_one_region(&start.memory, *at, *len)) {
-                return Err(DeviceError::Kernel {
-                    what: "a queue for the kernel",
-                    why: "it is in two regions of RAM".into(),
-                });
-            }
-            for_kernel.push(KernelQueue {
-                ring: queue.ring(),
-                kick: queue.kick_fd(),
-                call: start.shared.queue_event(queue.index()),
-            });
-        }
+        let rings = vhost::rings(&start, &queues)?;
         let mut kernel = self.kernel.lock().unwrap_or_else(PoisonError::into_inner);
         kernel
-            .start(&start.memory, start.features, &for_kernel)
-            .map_err(|e| DeviceError::Kernel { what: "vhost-vsock", why: e.to_string() })?;
+            .start(&start.memory, start.features, &rings)
+            .map_err(|e| DeviceError::Kernel { what: "vhost-vsock", why: vhost::chain(&e) })?;
         drop(kernel);
         Ok(Box::new(queue::Running::new(Arc::clone(&self.kernel), events)))
     }
-}
-
-/// The kernel is told where a ring starts in this process: all of it must be in the same mapping.
-fn in_one_region(memory: &GuestMemoryMmap, at: crate::Gpa, len: u64) -> bool {
-    memory.find_region(at).is_some_and(|region| {
-        (at.0 - region.start_addr().0).checked_add(len).is_some_and(|end| end <= region.len())
-    })
 }

@@ -1,8 +1,10 @@
 use super::*;
 use crate::devices::virtio::testing::{Driver, HIGH, memory};
+use crate::devices::virtio::vhost::{Ring, VhostError, in_one_region};
 use crate::testing::{signal, take};
 use beamline_abi::virtio_pci::{common, feature, status};
 use std::os::fd::OwnedFd;
+use vm_memory::GuestMemoryMmap;
 
 /// What a kernel was asked for.
 #[derive(Default)]
@@ -16,7 +18,7 @@ struct Asked {
 
 struct Fake(Arc<Mutex<Asked>>);
 
-impl Kernel for Fake {
+impl Server for Fake {
     fn features(&self) -> u64 {
         feature::VERSION_1 | 1 << 28 | 1 << 29 | SEQPACKET | 1 << 5
     }
@@ -24,14 +26,14 @@ impl Kernel for Fake {
         &mut self,
         _: &GuestMemoryMmap,
         features: u64,
-        queues: &[KernelQueue<'_>],
-    ) -> Result<(), VsockError> {
+        rings: &[Ring<'_>],
+    ) -> Result<(), VhostError> {
         *self.0.lock().unwrap() = Asked {
             running: true,
             features,
-            sizes: queues.iter().map(|q| virtio_queue::QueueT::size(q.ring)).collect(),
-            kicks: queues.iter().map(|q| q.kick.try_clone().unwrap()).collect(),
-            calls: queues.iter().map(|q| q.call.clone()).collect(),
+            sizes: rings.iter().map(|r| virtio_queue::QueueT::size(r.queue)).collect(),
+            kicks: rings.iter().map(|r| r.kick.try_clone().unwrap()).collect(),
+            calls: rings.iter().map(|r| r.call.clone()).collect(),
         };
         Ok(())
     }
