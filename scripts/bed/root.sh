@@ -80,6 +80,8 @@ within apt-get install -y evtest
 within apt-get install -y -t $suite-backports qemu-utils
 # ovmf: UEFI firmware; mtools: makes FAT file systems for it to boot from.
 within apt-get install -y ovmf mtools
+# passt: carries a guest's network.
+within apt-get install -y passt
 
 say "a stock kernel ($suite)"
 release=$(chroot "$root" apt-cache depends linux-image-amd64 |

@@ -52,7 +52,10 @@ impl Bed {
             qemu: bed.join("qemu-system-x86_64"),
             kernel: bed.join("vmlinuz"),
             initramfs: bed.join("initramfs.gz"),
-            beamline: crate::command::newest(target, profile)?,
+            beamline: match std::env::var_os("BEAMLINE") {
+                Some(named) => named.into(),
+                None => crate::command::newest(target, profile)?,
+            },
             root: bed.join("root"),
             programs,
         })

@@ -23,6 +23,8 @@ pub(crate) const REAL_TIME: [&str; 2] = ["-accel", "tcg,thread=multi"];
 /// guest's guest that wait for each other's interrupts may wait forever then.
 pub(crate) const COUNTED_TIME: [&str; 6] =
     ["-accel", "tcg,thread=single", "-icount", "shift=3,sleep=off", "-rtc", "clock=vm"];
+/// How long an instruction takes then: ns.
+pub(crate) const COUNTED_NS: f64 = 8.0;
 
 /// An IOMMU, without which nothing can be driven from user space.
 #[derive(Clone, Copy, Debug)]
