@@ -10,8 +10,12 @@ use crate::bed::Bed;
 use crate::guest::{COUNTED_NS, COUNTED_TIME, Guest, Hardware, Iommu, Machine};
 use crate::linux::{INNER, OUTER, hardware, put, share};
 use crate::{turn, words};
+use std::collections::BTreeSet;
 use std::path::Path;
+use std::time::Duration;
 
+/// Counting makes both guests slow.
+const PATIENCE: Duration = Duration::from_mins(20);
 /// The disk that is read and written, and the file that goes over the network, each way: bytes.
 const DISK: u64 = 128 << 20;
 const FILE: u64 = 64 << 20;
@@ -112,6 +116,17 @@ done
     )
 }
 
+/// QEMU, what loads it, and what its machines start with.
+const QEMU_FILES: [&str; 7] = [
+    "usr/bin/qemu-system-x86_64",
+    "lib64/ld-linux-x86-64.so.2",
+    "usr/share/seabios/bios-microvm.bin",
+    "usr/share/seabios/bios-256k.bin",
+    "usr/share/qemu/kvmvapic.bin",
+    "usr/share/qemu/linuxboot_dma.bin",
+    "usr/share/qemu/pvh.bin",
+];
+
 /// The kernel's command line, up to the job.
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet rdinit=/inner job=";
 
@@ -146,28 +161,14 @@ fn put_qemu(bed: &Bed, to: &Path) {
     let said = list.env("LD_TRACE_LOADED_OBJECTS", "1").output().unwrap();
     assert!(said.status.success(), "{said:?}");
     let text = String::from_utf8(said.stdout).unwrap();
-    let libraries = text.split_whitespace().filter(|word| word.starts_with('/'));
-    for file in libraries.chain(["/usr/bin/qemu-system-x86_64"]) {
-        let file = Path::new(file);
-        let from = if file.is_file() && file.starts_with(bed.debian("")) {
-            file.to_owned()
-        } else {
-            bed.debian(file.strip_prefix("/").unwrap().to_str().unwrap())
-        };
-        put(&from, &to.join(file.file_name().expect("a file has a name")));
-    }
-    let loader = "ld-linux-x86-64.so.2";
-    if !to.join(loader).exists() {
-        put(&bed.debian(&format!("lib64/{loader}")), &to.join(loader));
-    }
-    for rom in [
-        "usr/share/seabios/bios-microvm.bin",
-        "usr/share/seabios/bios-256k.bin",
-        "usr/share/qemu/kvmvapic.bin",
-        "usr/share/qemu/linuxboot_dma.bin",
-        "usr/share/qemu/pvh.bin",
-    ] {
-        let from = bed.debian(rom);
+    // Lines of the form `NAME => PATH (ADDRESS)`. What loads them is not among those.
+    let libraries = text.lines().filter_map(|line| line.trim().split_once(" => ")).map(|l| l.0);
+    let libraries: BTreeSet<String> = libraries
+        .filter(|name| !name.contains('/'))
+        .map(|name| format!("usr/lib/x86_64-linux-gnu/{name}"))
+        .collect();
+    for path in libraries.iter().map(String::as_str).chain(QEMU_FILES) {
+        let from = bed.debian(path);
         put(&from, &to.join(from.file_name().expect("a file has a name")));
     }
 }
@@ -187,7 +188,8 @@ fn run(bed: &Bed, job: &str) -> Vec<String> {
     share(bed, &shared, &init, &[], &[(&format!("{job}.toml"), &config)]);
     put_qemu(bed, &shared.join("qemu"));
     let script = outer(job);
-    let hardware = Hardware { engine: &COUNTED_TIME, ..hardware(&shared) };
+    let hardware =
+        Hardware { engine: &COUNTED_TIME, memory: "2G", patience: PATIENCE, ..hardware(&shared) };
     let words = "mitigations=off";
     let machine =
         Machine { script: &script, programs: &[], devices: vec![], iommu: Iommu::None, words };

@@ -78,7 +78,11 @@ pub(crate) fn share(
 }
 
 /// A second name where that can be had, else a copy.
+///
+/// # Panics
+/// Where `to` is there: it may be another name of `from`, which a copy would empty.
 pub(crate) fn put(from: &Path, to: &Path) {
+    assert!(!to.exists(), "{} is there already", to.display());
     let from = std::fs::canonicalize(from).unwrap();
     if std::fs::hard_link(&from, to).is_err() {
         std::fs::copy(&from, to).unwrap();
