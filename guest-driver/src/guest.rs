@@ -10,6 +10,12 @@ use core::fmt;
 pub trait Machine: Transport {
     /// How many interrupts of the pacer's vectors 1 and 2 have come: a new contract, a request to quiesce.
     fn host_requests(&self) -> u64;
+
+    /// Whether the platform wants the guest to give up, asked where it goes on without a wait: a host that never comes
+    /// to an end would keep it from ever hearing so.
+    fn is_over(&mut self) -> bool {
+        false
+    }
 }
 
 /// Draws the scene of `params` until its frames are done or the platform stops the guest. The lines go to
@@ -37,11 +43,10 @@ pub fn draw<M: Machine>(
         }
         match progress {
             Progress::Done => break,
-            Progress::Again => continue,
+            Progress::Again if machine.is_over() => break,
+            Progress::Again => {}
+            Progress::Wait if machine.wait() == Wake::Stop => break,
             Progress::Wait => {}
-        }
-        if machine.wait() == Wake::Stop {
-            break;
         }
     }
     player.pacer().disable(machine);

@@ -8,8 +8,9 @@ use beamline_guest_linux::mapping::Mapping;
 use beamline_guest_linux::vectors::{Vectors, eventfds};
 use beamline_vfio_user::client::{Client, ClientError, ClientIoFd, ClientRegion};
 use beamline_vfio_user::{IrqIndex, RegionIndex, SparseArea};
-use rustix::io::write;
-use std::os::fd::{AsFd, BorrowedFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr, write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// Bits of a BAR that say what it is: I/O (PCI 3.0, section 6.2.5.1).
 const IO: u32 = 1;
@@ -236,12 +237,20 @@ impl Function {
             return Some(Ok(()));
         }
         if let Some(bell) = bar.bell(offset, width, value) {
-            let rung = write(&bell.fd, &1u64.to_ne_bytes());
-            return Some(rung.map(drop).map_err(PortError::system("ring a doorbell")));
+            return Some(ring(&bell.fd).map_err(PortError::system("ring a doorbell")));
         }
         let bytes = &value.to_le_bytes()[..width.bytes() as usize];
         Some(self.client.region_write(bar.index, offset, bytes).map_err(Into::into))
     }
+}
+
+/// Rings a doorbell, unless its count is at its end: then a write would wait for the server, which has been told.
+fn ring(bell: &OwnedFd) -> Result<(), Errno> {
+    let mut room = [PollFd::new(bell, PollFlags::OUT)];
+    if retry_on_intr(|| poll(&mut room, Some(&Timespec::default())))? == 0 {
+        return Ok(());
+    }
+    write(bell, &1u64.to_ne_bytes()).map(drop)
 }
 
 fn at(bars: &[Bar], gpa: Gpa, width: Width) -> Option<(&Bar, u64)> {
@@ -268,6 +277,18 @@ fn config_write(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_doorbell_that_nobody_hears_holds_nobody_up() {
+        let bell = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        ring(&bell).unwrap();
+        // The largest count there is.
+        write(&bell, &(u64::MAX - 2).to_ne_bytes()).unwrap();
+        ring(&bell).unwrap();
+        let mut count = [0; 8];
+        rustix::io::read(&bell, &mut count).unwrap();
+        assert_eq!(u64::from_ne_bytes(count), u64::MAX - 1);
+    }
 
     #[test]
     fn bars_lie_apart_and_at_multiples_of_their_size() {

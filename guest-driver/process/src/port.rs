@@ -12,7 +12,7 @@ use beamline_guest_linux::port::tsc;
 use beamline_guest_linux::vectors::Vectors;
 use beamline_vfio_user::DmaFlags;
 use beamline_vfio_user::client::{Client, ClientError};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
@@ -124,15 +124,15 @@ impl Port {
         }
     }
 
-    /// Waits for something to happen; whether the guest goes on.
-    fn poll(&self) -> Result<bool, PortError> {
+    /// Waits for something to happen, or for `limit`; whether the guest goes on.
+    fn poll(&self, limit: Option<&Timespec>) -> Result<bool, PortError> {
         let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
         let sockets = self.functions.iter().map(Function::socket);
         fds.extend(sockets.map(|socket| PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)));
         let vectors = self.functions.iter().filter_map(|f| f.vectors.as_ref());
         let events = vectors.flat_map(Vectors::events);
         fds.extend(events.map(|event| PollFd::new(event, PollFlags::IN)));
-        match poll(&mut fds, None) {
+        match poll(&mut fds, limit) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(true),
             Err(errno) => return Err(PortError::system("wait for an interrupt")(errno)),
@@ -206,7 +206,7 @@ impl Transport for Port {
     fn wait(&mut self) -> Wake {
         while self.failure.is_none() {
             // First, also where interrupts never cease.
-            let waited = self.poll();
+            let waited = self.poll(None);
             match self.note(waited) {
                 Some(true) => {}
                 Some(false) | None => break,
@@ -228,5 +228,39 @@ impl Machine for Port {
         let counts = vectors.flat_map(|v| [v.count(vector::CONTRACT), v.count(vector::QUIESCE)]);
         // Only that it has changed matters, and a server may count as it likes.
         counts.fold(0, u64::wrapping_add)
+    }
+
+    fn is_over(&mut self) -> bool {
+        let looked = self.poll(Some(&Timespec::default()));
+        self.note(looked) != Some(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::pipe::pipe;
+
+    #[test]
+    fn a_signal_ends_a_wait_and_a_guest_that_never_waits() {
+        let (stop, signal) = pipe().unwrap();
+        let mut port = Port::new(Vec::new(), stop).unwrap();
+        assert!(!port.is_over());
+        rustix::io::write(&signal, &[0]).unwrap();
+        assert!(port.is_over());
+        assert_eq!(port.wait(), Wake::Stop);
+        assert!(port.take_failure().is_none());
+    }
+
+    #[test]
+    fn nothing_answers_where_no_function_is() {
+        let (stop, _signal) = pipe().unwrap();
+        let mut port = Port::new(Vec::new(), stop).unwrap();
+        assert_eq!(port.config_read(Slot(3), 0, Width::Word), 0xffff);
+        assert_eq!(port.mmio_read(Gpa(0xc000_0000), Width::Dword), u64::MAX);
+        port.mmio_write(Gpa(0xc000_0000), Width::Dword, 1);
+        port.write(SHARED, &[1, 2]);
+        assert_eq!(port.load_u16(SHARED), 0x0201);
+        assert_eq!(port.load_u16(SHARED.at(SHARED_SIZE as u64)), u16::MAX);
     }
 }

@@ -96,7 +96,7 @@ fn bad_input_ends_with_2_and_says_where() {
             "efi.toml",
             "[guest]\nname = \"vr\"\nfirmware = \"code\"\nvariables = \"none\"\n[memory]\nsize = \"32M\"\n",
         ),
-        ("code", "any file"),
+        ("code", &" ".repeat(4096)),
         ("host.toml", HOST),
     ]);
     for (arguments, words) in [
