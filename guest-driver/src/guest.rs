@@ -44,9 +44,8 @@ pub fn draw<M: Machine>(
         match progress {
             Progress::Done => break,
             Progress::Again if machine.is_over() => break,
-            Progress::Again => {}
             Progress::Wait if machine.wait() == Wake::Stop => break,
-            Progress::Wait => {}
+            Progress::Again | Progress::Wait => {}
         }
     }
     player.pacer().disable(machine);
