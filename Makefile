@@ -37,7 +37,8 @@ build:
 	$(CARGO) build --locked --release -p beamline
 
 # DEMO=path/to/demo.toml for another configuration, ARGS for more options.
-demo: setup guest build
+# Without KVM its guests are processes, which need no image.
+demo: setup $(if $(shell test -w /dev/kvm && echo there),guest) build
 	"$(CARGO_TARGET_DIR)/release/beamline" demo $(DEMO) $(ARGS)
 
 test: setup guest

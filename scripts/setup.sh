@@ -54,8 +54,8 @@ else
 fi
 
 if [ ! -e /dev/kvm ]; then
-    say "note: no /dev/kvm, so guests cannot run here ('beamline doctor' says how to mend it)"
+    say "note: no /dev/kvm, so no virtual machine runs here: the demo takes processes ('beamline doctor' says how to mend it)"
 elif [ ! -r /dev/kvm ] || [ ! -w /dev/kvm ]; then
-    say "note: no permission on /dev/kvm, so guests cannot run here ('beamline doctor' says how to mend it)"
+    say "note: no permission on /dev/kvm, so no virtual machine runs here: the demo takes processes ('beamline doctor' says how to mend it)"
 fi
 exit "$bad"

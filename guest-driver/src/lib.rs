@@ -5,6 +5,7 @@
 //! * [`pacer`]: stage 9: vblanks, the timing page, frame markers.
 //! * [`gpu`]: stage 1: virtio-gpu and the frame context's submissions.
 //! * [`scene`]: example workloads; they are the guests of every demonstration and end-to-end test.
+//! * [`guest`]: the loop around a scene, the same in the freestanding image and in a host process.
 //!
 //! The crate does not allocate. All buffers that a device sees come from one [`transport::Arena`], all of
 //! them when a function is attached, so nothing can run out while frames are drawn. The host can stop a
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod gpu;
+pub mod guest;
 pub mod pacer;
 pub mod pci;
 pub mod scene;

@@ -30,7 +30,7 @@ pub mod pci;
 pub mod platform;
 pub mod probe;
 pub mod sandbox;
-mod turn;
+pub mod turn;
 pub mod vcpu;
 pub mod vm;
 

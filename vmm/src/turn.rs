@@ -1,4 +1,4 @@
-//! Where a vCPU's thread runs, and how soon it gets its turn.
+//! Where a vCPU's thread runs, and how soon it gets its turn; that of a guest without a virtual machine as well.
 #![allow(unsafe_code)] // `sched_setattr` has no safe wrapper.
 
 use crate::config::Vcpus;
@@ -7,7 +7,10 @@ use rustix::thread::CpuSet;
 use std::io;
 
 /// Places the calling thread, which runs vCPU `index`, as `vcpus` asks.
-pub(crate) fn place(vcpus: &Vcpus, index: u32) -> Result<(), GuestError> {
+///
+/// # Errors
+/// [`GuestError::Thread`], with what would be right.
+pub fn place(vcpus: &Vcpus, index: u32) -> Result<(), GuestError> {
     let Vcpus { nice, slice_us, .. } = vcpus;
     let cpus = vcpus.cpus_of(index);
     if !cpus.is_empty() {

@@ -4,6 +4,7 @@
 //! * [`paced`]: the slice's pacer, found and opened.
 //! * [`port`]: the transport: functions as slots, BARs by address, interrupts as eventfds.
 //! * [`vfio`]: the few calls of the kernel's VFIO interface that it needs.
+//! * [`vectors`]: a function's interrupts as eventfds.
 //! * [`mapping`]: device and shared memory, accessed as a device's must be.
 //! * [`kms`]: page flips on a card of the kernel.
 //! * [`clock`]: the pacer's count of vblanks, read through sysfs.
@@ -16,6 +17,7 @@ pub mod kms;
 pub mod mapping;
 pub mod paced;
 pub mod port;
+pub mod vectors;
 pub mod vfio;
 
 use std::error::Error;

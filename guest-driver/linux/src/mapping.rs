@@ -1,12 +1,13 @@
 //! Memory that somebody else reads and writes as well: mapped once, accessed a whole value at a time.
 #![allow(unsafe_code, reason = "maps memory, and accesses it through pointers")]
 
-use beamline_guest_driver::transport::Width;
+use beamline_guest_driver::transport::{Arena, Gpa, Width};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use std::ffi::c_void;
 use std::os::fd::AsFd;
 use std::ptr::null_mut;
+use std::sync::atomic::{Ordering, fence};
 
 /// A shared mapping.
 #[derive(Debug)]
@@ -114,6 +115,57 @@ impl Drop for Mapping {
         // SAFETY: this mapping is ours, and no reference into it exists: every access is a copy.
         // It cannot fail for a range that was mapped.
         let _ = unsafe { munmap(self.base, self.len) };
+    }
+}
+
+/// Memory that devices see as well, at an address of its own: a transport's.
+#[derive(Debug)]
+pub struct Shared {
+    memory: Mapping,
+    base: Gpa,
+}
+
+impl Shared {
+    /// `memory`, which devices see at `base`.
+    pub const fn new(memory: Mapping, base: Gpa) -> Self {
+        Self { memory, base }
+    }
+
+    /// All of it, to be handed out once.
+    pub const fn arena(&self) -> Arena {
+        Arena::new(self.base, self.memory.len())
+    }
+
+    /// Beyond the end for what is not within, so that it is dropped.
+    const fn offset(&self, gpa: Gpa) -> u64 {
+        gpa.0.wrapping_sub(self.base.0)
+    }
+
+    /// Copies out.
+    pub fn read(&self, gpa: Gpa, bytes: &mut [u8]) {
+        for (at, byte) in (0..).map(|n| self.offset(gpa.at(n))).zip(bytes) {
+            *byte = self.memory.read(at, Width::Byte) as u8;
+        }
+    }
+
+    /// Copies in.
+    pub fn write(&self, gpa: Gpa, bytes: &[u8]) {
+        for (at, byte) in (0..).map(|n| self.offset(gpa.at(n))).zip(bytes) {
+            self.memory.write(at, Width::Byte, u64::from(*byte));
+        }
+    }
+
+    /// Reads 16 bits at once; later reads are not moved before it.
+    pub fn load_u16(&self, gpa: Gpa) -> u16 {
+        let value = self.memory.read(self.offset(gpa), Width::Word) as u16;
+        fence(Ordering::Acquire);
+        value
+    }
+
+    /// Writes 16 bits at once; earlier writes are not moved behind it.
+    pub fn store_u16(&self, gpa: Gpa, value: u16) {
+        fence(Ordering::Release);
+        self.memory.write(self.offset(gpa), Width::Word, value.into());
     }
 }
 

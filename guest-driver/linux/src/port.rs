@@ -4,13 +4,13 @@
 //! in configuration space. The kernel owns the MSI-X table: what the driver writes there only says which
 //! vectors it wants, and they become eventfds when it switches MSI-X on.
 
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, Shared};
+use crate::vectors::Vectors;
 use crate::vfio::{Container, Device, VfioError};
-use beamline_abi::pci::{capability, config, msix};
+use beamline_abi::pci::config;
 use beamline_guest_driver::transport::{Arena, Gpa, Slot, Transport, Wake, Width};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, read};
-use std::os::fd::OwnedFd;
+use rustix::io::Errno;
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -18,27 +18,12 @@ use std::time::{Duration, Instant};
 const SHARED: Gpa = Gpa(0x1000_0000);
 /// Bytes of it.
 const SHARED_SIZE: usize = 1 << 20;
-/// Longest list of capabilities.
-const MAX_CAPABILITIES: usize = 48;
 
 /// A BAR and where the driver thinks it is.
 #[derive(Debug)]
 struct Bar {
     base: u64,
     memory: Mapping,
-}
-
-/// MSI-X of one function.
-#[derive(Debug)]
-struct Vectors {
-    /// Offset of message control in configuration space.
-    control: u16,
-    /// Addresses of the table.
-    table: std::ops::Range<u64>,
-    /// Vectors from 0 on that the driver has asked for.
-    wanted: u32,
-    events: Vec<OwnedFd>,
-    counts: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -69,15 +54,8 @@ impl Function {
             }
             index += if wide { 2 } else { 1 };
         }
-        let vectors = find_capability(&device, capability::MSIX).map(|at| {
-            let table = device.config_read(at + msix::TABLE, 4);
-            let count = u64::from(device.config_read(at + msix::CONTROL, 2) & 0x7ff) + 1;
-            let bar = table_bars.get((table & 7) as usize).copied().unwrap_or(0);
-            let start = bar + u64::from(table & !7);
-            let table = start..start + count * u64::from(msix::ENTRY_SIZE);
-            let control = at + msix::CONTROL;
-            Vectors { control, table, wanted: 0, events: Vec::new(), counts: Vec::new() }
-        });
+        let read = |offset, width: Width| device.config_read(offset, width.bytes() as usize);
+        let vectors = Vectors::find(read, &table_bars);
         Ok(Self { device, bars, vectors })
     }
 
@@ -91,26 +69,11 @@ impl Function {
     }
 }
 
-fn find_capability(device: &Device, wanted: u8) -> Option<u16> {
-    let mut at = device.config_read(config::CAPABILITIES, 1) as u16 & 0xfc;
-    for _ in 0..MAX_CAPABILITIES {
-        if at == 0 {
-            return None;
-        }
-        let head = device.config_read(at, 2);
-        if head as u8 == wanted {
-            return Some(at);
-        }
-        at = (head >> 8) as u16 & 0xfc;
-    }
-    None
-}
-
 /// Functions, shared memory and interrupts of this process.
 #[derive(Debug)]
 pub struct Port {
     functions: Vec<Function>,
-    shared: Mapping,
+    shared: Shared,
     /// When waiting has no more sense.
     end: Instant,
     failure: Option<VfioError>,
@@ -132,21 +95,22 @@ impl Port {
         let shared = Mapping::anonymous(SHARED_SIZE)
             .map_err(|errno| VfioError { what: "mapping shared memory".into(), errno })?;
         container.map(&shared, SHARED.0)?;
+        let shared = Shared::new(shared, SHARED);
         let end = Instant::now() + patience;
         Ok(Self { functions, shared, end, failure: None, _container: container })
     }
 
     /// The shared memory, to be handed out once.
     pub const fn arena(&self) -> Arena {
-        Arena::new(SHARED, SHARED_SIZE as u64)
+        self.shared.arena()
     }
 
     /// How many interrupts of a vector this process has been told of.
     pub fn interrupts(&self, slot: Slot, vector: u16) -> u64 {
         self.functions
             .get(usize::from(slot.0))
-            .and_then(|f| f.vectors.as_ref()?.counts.get(usize::from(vector)).copied())
-            .unwrap_or(0)
+            .and_then(|f| f.vectors.as_ref())
+            .map_or(0, |vectors| vectors.count(vector))
     }
 
     /// What went wrong where the driver could not be told.
@@ -159,22 +123,11 @@ impl Port {
         self.failure.is_some()
     }
 
-    /// The offset of a shared access; beyond the end for what is not shared, so that it is dropped.
-    fn shared_offset(gpa: Gpa) -> u64 {
-        gpa.0.wrapping_sub(SHARED.0)
-    }
-
     /// Counts what has come.
     fn collect(&mut self) -> bool {
         let mut any = false;
         for vectors in self.functions.iter_mut().filter_map(|f| f.vectors.as_mut()) {
-            for (event, count) in vectors.events.iter().zip(&mut vectors.counts) {
-                let mut more = [0; 8];
-                if matches!(read(event, &mut more), Ok(8)) {
-                    *count += u64::from_ne_bytes(more);
-                    any = true;
-                }
-            }
+            any |= vectors.collect();
         }
         any
     }
@@ -189,18 +142,14 @@ impl Transport for Port {
 
     fn config_write(&mut self, slot: Slot, offset: u16, width: Width, value: u32) {
         let Some(function) = self.functions.get_mut(usize::from(slot.0)) else { return };
-        let Some(vectors) = function.vectors.as_mut().filter(|v| v.control == offset) else {
+        let Some(vectors) = function.vectors.as_mut().filter(|v| v.is_control(offset)) else {
             function.device.config_write(offset, width.bytes() as usize, value);
             return;
         };
-        if value & u32::from(msix::CONTROL_ENABLE) != 0 && vectors.events.is_empty() {
-            match function.device.enable_msix(vectors.wanted) {
-                Ok(events) => {
-                    vectors.counts = vec![0; events.len()];
-                    vectors.events = events;
-                }
-                Err(error) => self.failure = Some(error),
-            }
+        let Some(wanted) = vectors.starts(value) else { return };
+        match function.device.enable_msix(wanted) {
+            Ok(events) => vectors.switch_on(events),
+            Err(error) => self.failure = Some(error),
         }
     }
 
@@ -215,9 +164,7 @@ impl Transport for Port {
 
     fn mmio_write(&mut self, gpa: Gpa, width: Width, value: u64) {
         for function in &mut self.functions {
-            if let Some(vectors) = function.vectors.as_mut().filter(|v| v.table.contains(&gpa.0)) {
-                let entry = (gpa.0 - vectors.table.start) / u64::from(msix::ENTRY_SIZE);
-                vectors.wanted = vectors.wanted.max(entry as u32 + 1);
+            if function.vectors.as_mut().is_some_and(|v| v.take_write(gpa)) {
                 return;
             }
             if let Some((memory, offset)) = function.bar(gpa, width.bytes()) {
@@ -228,26 +175,19 @@ impl Transport for Port {
     }
 
     fn read(&self, gpa: Gpa, bytes: &mut [u8]) {
-        for (at, byte) in (Self::shared_offset(gpa)..).zip(bytes) {
-            *byte = self.shared.read(at, Width::Byte) as u8;
-        }
+        self.shared.read(gpa, bytes);
     }
 
     fn write(&mut self, gpa: Gpa, bytes: &[u8]) {
-        for (at, byte) in (Self::shared_offset(gpa)..).zip(bytes) {
-            self.shared.write(at, Width::Byte, u64::from(*byte));
-        }
+        self.shared.write(gpa, bytes);
     }
 
     fn load_u16(&self, gpa: Gpa) -> u16 {
-        let value = self.shared.read(Self::shared_offset(gpa), Width::Word) as u16;
-        fence(Ordering::Acquire);
-        value
+        self.shared.load_u16(gpa)
     }
 
     fn store_u16(&mut self, gpa: Gpa, value: u16) {
-        fence(Ordering::Release);
-        self.shared.write(Self::shared_offset(gpa), Width::Word, value.into());
+        self.shared.store_u16(gpa, value);
     }
 
     fn fence(&self) {
@@ -273,7 +213,7 @@ impl Transport for Port {
                 .functions
                 .iter()
                 .filter_map(|f| f.vectors.as_ref())
-                .flat_map(|v| &v.events)
+                .flat_map(Vectors::events)
                 .map(|event| PollFd::new(event, PollFlags::IN))
                 .collect();
             match poll(&mut events, Some(&timeout)) {
@@ -288,8 +228,9 @@ impl Transport for Port {
     }
 }
 
+/// This CPU's time-stamp counter.
 #[allow(unsafe_code, reason = "an instruction")]
-fn tsc() -> u64 {
+pub fn tsc() -> u64 {
     // SAFETY: user space may read the counter; Linux does not forbid it unless a process asks for that.
     unsafe { core::arch::x86_64::_rdtsc() }
 }

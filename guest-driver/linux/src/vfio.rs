@@ -2,7 +2,7 @@
 #![allow(unsafe_code, reason = "VFIO is ioctls that take pointers")]
 
 use crate::mapping::Mapping;
-use rustix::event::{EventfdFlags, eventfd};
+use crate::vectors::eventfds;
 use rustix::fs::{Mode, OFlags, open, readlink};
 use rustix::io::{Errno, pread, pwrite};
 use std::ffi::{CString, c_int, c_ulong};
@@ -227,9 +227,7 @@ impl Device {
     /// # Errors
     /// The kernel's.
     pub fn enable_msix(&self, count: u32) -> Result<Vec<OwnedFd>, VfioError> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let events = (0..count).map(|_| eventfd(0, flags)).collect::<Result<Vec<_>, _>>();
-        let events = events.map_err(failed("making an eventfd"))?;
+        let events = eventfds(count).map_err(failed("making an eventfd"))?;
         let argsz = size_of::<IrqSet>() as u32 + 4 * count;
         let head = IrqSet { argsz, flags: TRIGGER_BY_EVENTFD, index: MSIX_INDEX, start: 0, count };
         let mut set = head.as_bytes().to_vec();

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "device registers and memory shared with devices")]
 
 use crate::platform::{self, PortWidth, port_in, port_out};
+use beamline_guest_driver::guest;
 use beamline_guest_driver::transport::{Arena, Gpa, Slot, Transport, Wake, Width};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU16, Ordering, fence};
@@ -57,6 +58,15 @@ impl Machine {
         let address = 1 << 31 | u32::from(slot.0 & 31) << 11 | u32::from(offset & 0xfc);
         port_out(CONFIG_ADDRESS, PortWidth::Dword, address);
         CONFIG_DATA + (offset & 3)
+    }
+}
+
+/// Counters of the pacer's three vectors come first, then the vGPU's: these are a new contract and quiescing.
+const HOST_REQUESTS: [usize; 2] = [1, 2];
+
+impl guest::Machine for Machine {
+    fn host_requests(&self) -> u64 {
+        HOST_REQUESTS.into_iter().map(platform::interrupts_of).sum()
     }
 }
 

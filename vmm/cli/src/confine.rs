@@ -97,6 +97,19 @@ pub(crate) fn vmm_run() -> anyhow::Result<()> {
     confine(Role::Vmm, Threads::All).map_err(classed)
 }
 
+/// Leaves a guest without a virtual machine no file but its own. Before it connects to its functions, whose sockets
+/// may be another user's.
+pub(crate) fn guest_set_up() -> anyhow::Result<()> {
+    warn(restrict(&own_files(), Keep::vmm_set_up()).map_err(classed)?);
+    Ok(())
+}
+
+/// Leaves it what drawing takes. Once its functions are there.
+pub(crate) fn guest_run() -> anyhow::Result<()> {
+    drop_capabilities(Keep::urgency()).map_err(classed)?;
+    confine(Role::Guest, Threads::All).map_err(classed)
+}
+
 /// Leaves this process the folders of `config` and what renderers take. Before it starts any thread.
 pub(crate) fn host_set_up(config: &HostConfig) -> anyhow::Result<()> {
     let mut files = own_files();

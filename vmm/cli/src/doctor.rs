@@ -45,11 +45,15 @@ impl Finding {
     }
 }
 
+/// The finding without which no virtual machine runs.
+const KVM: &str = "KVM";
+
 /// Looks at everything. Fails with exit code 2 where guests cannot run or nothing can render.
 pub(crate) fn doctor(json: bool) -> anyhow::Result<()> {
     let kind = probe::kvm();
     let findings = [
         kvm(&kind),
+        guests(&kind),
         interrupts(&Abilities::here(&kind)),
         vulkan(&adapters()?),
         cpus(),
@@ -67,10 +71,15 @@ pub(crate) fn doctor(json: bool) -> anyhow::Result<()> {
     }
     let missing: Vec<&str> =
         findings.iter().filter(|f| f.state == State::Missing).map(|f| f.what).collect();
-    if missing.is_empty() {
-        return Ok(());
+    match &missing[..] {
+        [] => Ok(()),
+        // The demo has another way.
+        [KVM] => Err(refused("no virtual machine can run here: KVM (see above)")),
+        _ => {
+            let missing = missing.join(", ");
+            Err(refused(format!("`beamline demo` cannot run here: {missing} (see above)")))
+        }
     }
-    Err(refused(format!("`beamline demo` cannot run here: {} (see above)", missing.join(", "))))
 }
 
 fn show(finding: &Finding) -> String {
@@ -115,14 +124,27 @@ fn required(finding: Finding) -> anyhow::Result<()> {
     }
 }
 
+/// Which way the demo would run.
+fn guests(kind: &KvmKind) -> Finding {
+    if kind.usable() {
+        return Finding::good("guests", "`beamline demo` runs them as virtual machines");
+    }
+    Finding::limited(
+        "guests",
+        "`beamline demo` runs them as processes of the host over vfio-user, so that no figure of it is about a \
+         virtual machine",
+        "as for KVM",
+    )
+}
+
 fn kvm(kind: &KvmKind) -> Finding {
     match kind {
         KvmKind::Missing { why, mend } | KvmKind::NoPermission { why, mend } => {
-            Finding::missing("KVM", why, mend)
+            Finding::missing(KVM, why, mend)
         }
-        KvmKind::Hardware => Finding::good("KVM", kind.to_string()),
+        KvmKind::Hardware => Finding::good(KVM, kind.to_string()),
         KvmKind::Pvm => Finding::limited(
-            "KVM",
+            KVM,
             format!(
                 "{kind}: the guest image that comes with beamline runs, an ordinary Linux does not"
             ),
@@ -275,9 +297,11 @@ mod tests {
         let landlocks =
             [Landlock::Version(7), Landlock::Version(1), Landlock::Off, Landlock::Missing];
         let sandbox = [seccomp(true), seccomp(false)].into_iter().chain(landlocks.map(landlock));
+        let none = KvmKind::Missing { why: String::new(), mend: String::new() };
+        let ways = [none, KvmKind::Hardware].map(|k| guests(&k));
         let kinds = [KvmKind::Pvm, KvmKind::Hardware].map(|k| interrupts(&Abilities::here(&k)));
         let others = [kvm(&probe::kvm()), vulkan(&[]), vulkan(&one), cpus(), realtime(), files()];
-        for finding in others.into_iter().chain(sandbox).chain(kinds) {
+        for finding in others.into_iter().chain(sandbox).chain(kinds).chain(ways) {
             assert_eq!(finding.mend.is_none(), finding.state == State::Good, "{finding:?}");
         }
     }

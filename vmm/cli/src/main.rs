@@ -19,6 +19,7 @@ mod host;
 mod interrupts;
 mod lives;
 mod output;
+mod process;
 mod renderer;
 mod report;
 mod run;
@@ -36,6 +37,7 @@ Examples:
   beamline doctor                 what this machine can do, and how to mend what it cannot
   beamline demo                   three guests on one GPU: alone, fifo, unmediated, beamline
   beamline demo my.toml --json    the same with other guests; the report as JSON on stdout
+  beamline demo --guests process  the same without KVM: guests are processes of the host
   beamline host host.toml         schedule a GPU and serve its slices until Ctrl-C
   beamline host host.toml --check look for mistakes in a host's file, start nothing
   beamline slice list             what a running host serves; also create, change, remove
@@ -92,9 +94,15 @@ enum Command {
     /// With --json, stdout has one JSON object per line: `started`, `paused`, `resumed`, `power-button`, `reset`,
     /// `powered-off`, `exited`, `stopped`, `failed`, `sandbox-violation`; the serial port goes to stderr then.
     Run(run::Run),
+    /// Be one guest, without a virtual machine; started by the demo
+    #[command(hide = true)]
+    RunProcess(process::RunProcess),
     /// Look at a running guest and steer it, over its API; write files of new guests
     Guest(guest::Guest),
     /// Boot real guests, run them alone and together under each policy, and report on every frame
+    ///
+    /// Where KVM cannot be used, or --guests process asks for it, the guests are processes of the host that run the
+    /// same driver and scenes over vfio-user; the first line says so.
     ///
     /// Leaves summary.json, timeline.svg and each guest's last image in the output folder. Takes under
     /// three minutes on two CPUs.
@@ -151,6 +159,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Host { config, no_sandbox, .. } => host::host(&config, !no_sandbox),
         Command::Slice(options) => slice::slice(options),
         Command::Run(options) => run::run(&options),
+        Command::RunProcess(options) => process::run(&options),
         Command::Guest(options) => guest::guest(options),
         Command::Completions { shell } => completions(shell),
         Command::Demo(options) => demo::demo(&options),

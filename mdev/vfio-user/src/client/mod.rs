@@ -452,6 +452,13 @@ impl Client {
     }
 }
 
+/// The connection, for a poll that waits for the server's end. Nothing else may be done with it.
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.stream().as_fd()
+    }
+}
+
 fn require_range(number: u16, offset: u64, length: usize) -> Result<(), ClientError> {
     if offset.checked_add(length as u64).is_some() {
         return Ok(());

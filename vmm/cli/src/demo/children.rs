@@ -1,5 +1,6 @@
 //! The processes of one run: started, listened to, and never left behind.
 
+use super::guests::Guests;
 use crate::events::{GuestEvent, HostEvent, InterruptsEvent};
 use crate::failure::{interrupted, refused};
 use crate::signals::Stop;
@@ -191,9 +192,15 @@ impl Family {
         }
     }
 
-    /// Starts a guest's VMM.
-    pub(crate) fn add_guest(&mut self, name: &str, toml: &Path, log: &Path) -> anyhow::Result<()> {
-        let arguments = ["run".as_ref(), toml.as_os_str()];
+    /// Starts a guest's VMM, or the process that is the guest.
+    pub(crate) fn add_guest(
+        &mut self,
+        guests: Guests,
+        name: &str,
+        toml: &Path,
+        log: &Path,
+    ) -> anyhow::Result<()> {
+        let arguments = [guests.subcommand().as_ref(), toml.as_os_str()];
         self.guests.push(Child::start(name, Role::Guest, &arguments, log, self.sender.clone())?);
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! | step | file |
 //! |---|---|
 //! | configuration | [`config`] |
-//! | what has to be there | [`prepare`] |
+//! | what has to be there, and what the guests are | [`prepare`], [`guests`] |
 //! | costs of the scenes on this machine | [`calibrate`], [`cost`] |
 //! | one run: files, processes, stamps | [`session`], [`files`], [`children`], [`place`], [`others`], [`interrupts`] |
 //! | all runs | [`series`] |
@@ -14,6 +14,7 @@ mod children;
 mod config;
 mod cost;
 mod files;
+mod guests;
 mod interrupts;
 mod judge;
 mod others;
@@ -29,7 +30,9 @@ pub(crate) use place::{cpus, realtime_permitted};
 use crate::output;
 use crate::signals::Stop;
 use beamline_latency::noise::{Noise, WakeUps, Watch};
+use beamline_vmm::probe;
 use config::Demo;
+use guests::Guests;
 use session::Session;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -45,6 +48,9 @@ pub(crate) struct Options {
     /// The guest image; else the configuration's, or the one that `make guest` built beside this program
     #[arg(long, value_name = "FILE")]
     image: Option<PathBuf>,
+    /// What the guests are; else virtual machines where KVM can be used, and processes where not
+    #[arg(long, value_enum)]
+    guests: Option<Guests>,
     /// Print summary.json on stdout at the end, and everything else on stderr
     #[arg(long)]
     json: bool,
@@ -56,9 +62,13 @@ pub(crate) fn demo(options: &Options) -> anyhow::Result<()> {
     output::text_to_stderr(options.json);
     let stop = Stop::install()?;
     let demo = Demo::load(options.config.as_deref())?;
-    let image = prepare::image(options.image.as_deref(), &demo)?;
+    let (guests, said) = Guests::choose(options.guests, &probe::kvm());
+    if let Some(said) = said {
+        output::line(&said);
+    }
+    let image = prepare::image(options.image.as_deref(), &demo, guests)?;
     let place = place::Placement::here()?;
-    let gpu = prepare::check(&demo)?;
+    let gpu = prepare::check(&demo, guests)?;
 
     output::line(&format!(
         "{} guests on one GPU, {gpu}; rendering on CPU {:?}, all else on CPU {:?}{}",
@@ -70,7 +80,7 @@ pub(crate) fn demo(options: &Options) -> anyhow::Result<()> {
     let noise = watch(&demo, &stop)?;
     output::line(&format!("this machine, idle: {noise} (measured)"));
 
-    let session = Session::new(&demo, image, &options.out, place, &stop)?;
+    let session = Session::new(&demo, guests, image, &options.out, place, &stop)?;
     output::line("calibrating each scene alone (measured):");
     let calibrated = calibrate::calibrate(&session)?;
     let series = series::run_all(&session, &calibrated, began)?;

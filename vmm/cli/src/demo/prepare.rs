@@ -3,14 +3,24 @@
 use super::calibrate::budget;
 use super::config::{Demo, Guest};
 use super::files::{self, Budget, RunFiles};
+use super::guests::Guests;
 use super::place::Placement;
 use crate::doctor;
 use crate::failure::{refused, refused_by};
 use beamline_mdev::config::HostConfig;
 use std::path::{Path, PathBuf};
 
-/// The guest image: as the command line says, else the configuration, else beside this program.
-pub(crate) fn image(option: Option<&Path>, demo: &Demo) -> anyhow::Result<PathBuf> {
+/// The guest image: as the command line says, else the configuration, else beside this program. Processes boot none:
+/// theirs is only named in their files, and need not be there.
+pub(crate) fn image(option: Option<&Path>, demo: &Demo, guests: Guests) -> anyhow::Result<PathBuf> {
+    if guests == Guests::Process {
+        if option.is_some() {
+            return Err(refused(
+                "--image: guests that are processes boot no image; mend: leave it out, or say --guests kvm",
+            ));
+        }
+        return Ok(beside_program(&std::env::current_exe()?));
+    }
     let image = match option.or(demo.image.as_deref()) {
         Some(path) => path.to_owned(),
         None => beside_program(&std::env::current_exe()?),
@@ -32,8 +42,10 @@ fn beside_program(program: &Path) -> PathBuf {
 
 /// Whether guests, the GPU and the contracts are possible here, as far as can be told without a run. The
 /// name of the GPU.
-pub(crate) fn check(demo: &Demo) -> anyhow::Result<String> {
-    doctor::require_kvm()?;
+pub(crate) fn check(demo: &Demo, guests: Guests) -> anyhow::Result<String> {
+    if guests == Guests::Kvm {
+        doctor::require_kvm()?;
+    }
     let gpu = doctor::require_vulkan(demo.gpu.adapter.as_deref())?;
     check_contracts(demo)?;
     Ok(gpu)
@@ -74,12 +86,20 @@ mod tests {
     #[test]
     fn a_missing_image_says_how_to_mend_it() {
         let demo = Demo::load(None).unwrap();
-        let error = image(Some(Path::new("/no/such/image")), &demo).unwrap_err();
+        let error = image(Some(Path::new("/no/such/image")), &demo, Guests::Kvm).unwrap_err();
         assert_eq!(crate::failure::exit_code(&error), crate::failure::REFUSED);
         assert!(
             error.to_string().contains("/no/such/image")
                 && error.to_string().contains("make guest")
         );
+    }
+
+    #[test]
+    fn processes_need_no_image_and_take_none() {
+        let demo = Demo::load(None).unwrap();
+        assert!(image(None, &demo, Guests::Process).is_ok());
+        let error = image(Some(Path::new("/img")), &demo, Guests::Process).unwrap_err();
+        assert!(error.to_string().contains("--guests kvm"), "{error}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::children::Family;
 use super::config::{Demo, Guest};
 use super::files::{self, Budget, RunFiles};
+use super::guests::Guests;
 use super::interrupts::GuestInterrupts;
 use super::others::{self, Others};
 use super::place::Placement;
@@ -58,6 +59,8 @@ pub(crate) struct Outcome {
 /// What all runs of one demo share.
 pub(crate) struct Session<'a> {
     pub(crate) demo: &'a Demo,
+    /// What its guests are.
+    pub(crate) guests: Guests,
     pub(crate) image: PathBuf,
     pub(crate) output: PathBuf,
     pub(crate) place: Placement,
@@ -69,6 +72,7 @@ impl<'a> Session<'a> {
     /// Makes the folders.
     pub(crate) fn new(
         demo: &'a Demo,
+        guests: Guests,
         image: PathBuf,
         output: &Path,
         place: Placement,
@@ -78,7 +82,7 @@ impl<'a> Session<'a> {
             .with_context(|| format!("cannot make the folder {}", output.display()))?;
         // Children start in this folder too, yet a configuration's relative paths start at its own.
         let output = fs::canonicalize(output).context("cannot resolve the output folder")?;
-        Ok(Self { demo, image, output, place, stop, sockets: SocketFolder::new()? })
+        Ok(Self { demo, guests, image, output, place, stop, sockets: SocketFolder::new()? })
     }
 
     /// Does one run.
@@ -93,7 +97,8 @@ impl<'a> Session<'a> {
         progress.show(&format!("{}: starting", plan.name));
         let mut family = Family::start(&files.host_toml(), &files.log("host"), self.stop)?;
         for Booking { guest, .. } in &plan.bookings {
-            family.add_guest(&guest.name, &files.guest_toml(guest), &files.log(&guest.name))?;
+            let (toml, log) = (files.guest_toml(guest), files.log(&guest.name));
+            family.add_guest(self.guests, &guest.name, &toml, &log)?;
         }
         family.wait_rendering(self.stop)?;
 

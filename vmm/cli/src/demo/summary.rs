@@ -1,6 +1,7 @@
 //! `summary.json`, the pictures, and what the terminal shows at the end.
 
 use super::calibrate::Calibrated;
+use super::guests::Guests;
 use super::judge::{self, Judged, Promise};
 use super::series::Series;
 use super::session::{Session, write};
@@ -22,6 +23,8 @@ const TIMELINE: Nanos = Nanos::from_millis(100);
 pub(crate) struct Summary {
     /// How the numbers came about.
     label: Label,
+    /// What the guests were.
+    guests: Guests,
     /// Who executed the GPU work.
     gpu: String,
     /// The machine before the first run.
@@ -65,6 +68,7 @@ impl Summary {
         let first = series.together.first().or(series.alone.first());
         Self {
             label: first.map_or(Label::Measured, |(judged, _)| judged.report.label),
+            guests: session.guests,
             gpu,
             machine,
             repeats: series.repeats(),
@@ -100,7 +104,7 @@ impl Summary {
     pub(crate) fn print(&self, session: &Session<'_>, took: Duration) {
         let reports: Vec<_> =
             self.alone.iter().chain(&self.together).map(|j| j.report.clone()).collect();
-        output::line(&format!("\nGPU: {}\n", self.gpu));
+        output::line(&format!("\nGPU: {}\nguests: {}\n", self.gpu, self.guests.words()));
         output::line(&table::table(&reports));
         for run in &self.together {
             output::line(&format!(
