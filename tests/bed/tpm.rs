@@ -110,13 +110,15 @@ fn code(answer: &str) -> u32 {
     u32::from_str_radix(&answer[12..20], 16).unwrap()
 }
 
-#[test]
-fn a_stock_kernel_uses_its_tpm_which_keeps_its_state() {
-    let Some(bed) = Bed::ready("a_stock_kernel_uses_its_tpm_which_keeps_its_state") else { return };
-    let _turn = turn();
-    let folder = tempfile::tempdir().unwrap();
-    let shared = folder.path().join("share");
-    // In its first life it makes the index and reboots; in its second it reads it, and then loses its TPM.
+/// What the kernel says where a command took longer than it waits: 0.75 s for an extend. In the emulated machine that
+/// is a matter of what else the machine does.
+const SLOW: &str = "tpm0: Operation Timed out";
+/// How often a run may be repeated for that.
+const TRIES: usize = 5;
+
+/// What both guests say of the inner guest's two lives, and the folder of the run. In the first life it makes the
+/// index and reboots; in the second it reads it, and then loses its TPM.
+fn two_lives(bed: &Bed) -> (tempfile::TempDir, Vec<String>) {
     let init = format!(
         r#"{INIT}{ASK}
 echo "random: one=$(ask random) two=$(ask random)"
@@ -138,21 +140,39 @@ poweroff -f
 "#
     );
     let config = config("256M", SECTION).replace("[memory]", "on_reset = \"reboot\"\n[memory]");
-    share(&bed, &shared, &init, &commands(), &[("linux.toml", &config)]);
-    put_emulator(&bed, &shared.join("tpm"));
-    let said = run(
-        &bed,
-        folder.path(),
-        &format!(
-            "{EMULATOR}\
-             (beamline run /share/linux.toml 2>&1; echo ended: status=$?) | tee /tmp/said &\n\
-             said=$!\n\
-             until grep -q 'last: ' /tmp/said; do kill -0 $said || break; sleep 0.2; done\n\
-             kill -9 $emulator\n\
-             wait $said\n"
-        ),
+    let script = format!(
+        "{EMULATOR}\
+         (beamline run /share/linux.toml 2>&1; echo ended: status=$?) | tee /tmp/said &\n\
+         said=$!\n\
+         until grep -q 'last: ' /tmp/said; do kill -0 $said || break; sleep 0.2; done\n\
+         kill -9 $emulator\n\
+         wait $said\n"
     );
+    for n in 1..=TRIES {
+        let folder = tempfile::tempdir().unwrap();
+        let shared = folder.path().join("share");
+        share(bed, &shared, &init, &commands(), &[("linux.toml", &config)]);
+        put_emulator(bed, &shared.join("tpm"));
+        let said = run(bed, folder.path(), &script);
+        // Those while it boots are of the kernel's own self test.
+        let mut up = false;
+        let slow = said.iter().any(|line| {
+            up = (up || line.contains("tpm: version=")) && !line.contains("reboot: ");
+            up && line.contains(SLOW)
+        });
+        if !slow {
+            return (folder, said);
+        }
+        println!("run {n}: {SLOW}: again");
+    }
+    panic!("commands took too long in {TRIES} runs: the machine is too busy")
+}
 
+#[test]
+fn a_stock_kernel_uses_its_tpm_which_keeps_its_state() {
+    let Some(bed) = Bed::ready("a_stock_kernel_uses_its_tpm_which_keeps_its_state") else { return };
+    let _turn = turn();
+    let (folder, said) = two_lives(&bed);
     let seen = lines(&said, "tpm: ");
     assert_eq!(seen.len(), 2, "two lives: {said:#?}");
     let zeros = "0".repeat(64);

@@ -11,9 +11,10 @@
 //!                                          └────────────────────┘
 //! ```
 //!
-//! The states of the profile are these, but that *Ready* is also its *command reception*. A `goIdle` during a command
-//! is done when the command's answer is there, which nobody reads then. Other writes than those of localities count
-//! only while the locality is taken.
+//! The states of the profile are these, but that *Ready* is also its *command reception*. A driver that has waited long
+//! enough asks for `goIdle` or `cmdReady` during a command: that is done when the command's answer comes, which is
+//! dropped then, and the bit stays set until then. Other writes than those of localities count only while the locality
+//! is taken.
 
 use super::command::{self, RC_FAILURE};
 use super::registers::{
@@ -31,8 +32,16 @@ const WIDTH: u64 = 4;
 enum State {
     Idle,
     Ready,
-    Executing { then_idle: bool },
+    Executing(Then),
     Complete,
+}
+
+/// What comes when a command has its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    Complete,
+    Idle,
+    Ready,
 }
 
 /// The place of each byte of an access at `offset`. Beyond the last address it is the last one.
@@ -130,10 +139,14 @@ impl Crb {
             INTF_ID => INTERFACE,
             // Vendor; the device is 0.
             INTF_ID_HIGH => u32::from(VENDOR_ID),
-            CTRL_REQ => flag(self.state == State::Executing { then_idle: true }, GO_IDLE),
+            CTRL_REQ => match self.state {
+                State::Executing(Then::Ready) => CMD_READY,
+                State::Executing(Then::Idle) => GO_IDLE,
+                _ => 0,
+            },
             CTRL_STS => flag(self.failed, TPM_STS) | flag(self.state == State::Idle, TPM_IDLE),
             CTRL_CANCEL => flag(self.cancel, CANCEL),
-            CTRL_START => flag(matches!(self.state, State::Executing { .. }), START),
+            CTRL_START => flag(matches!(self.state, State::Executing(_)), START),
             CMD_SIZE | RSP_SIZE => self.buffer.len() as u32,
             CMD_ADDR | RSP_ADDR => (BASE + BUFFER) as u32,
             _ => 0,
@@ -144,9 +157,8 @@ impl Crb {
         match at {
             LOC_CTRL => {
                 self.assigned |= value & REQUEST_ACCESS != 0;
-                // A command that runs is not left alone.
-                let free = !matches!(self.state, State::Executing { .. });
-                self.assigned &= !(value & RELINQUISH != 0 && free);
+                // A command that runs goes on: it cannot be ended early.
+                self.assigned &= value & RELINQUISH == 0;
             }
             CTRL_REQ if self.assigned => self.request(value),
             // A TPM need not end a command early, and swtpm does not.
@@ -157,13 +169,15 @@ impl Crb {
         None
     }
 
+    /// The second counts where both are asked for.
     fn request(&mut self, value: u32) {
-        let executing = matches!(self.state, State::Executing { .. });
-        if value & CMD_READY != 0 && !executing {
-            self.state = State::Ready;
-        }
-        if value & GO_IDLE != 0 {
-            self.state = if executing { State::Executing { then_idle: true } } else { State::Idle };
+        for (bit, state, then) in
+            [(CMD_READY, State::Ready, Then::Ready), (GO_IDLE, State::Idle, Then::Idle)]
+        {
+            if value & bit != 0 {
+                let executing = matches!(self.state, State::Executing(_));
+                self.state = if executing { State::Executing(then) } else { state };
+            }
         }
     }
 
@@ -178,7 +192,7 @@ impl Crb {
         }
         match command::length(&self.buffer) {
             Ok(length) => {
-                self.state = State::Executing { then_idle: false };
+                self.state = State::Executing(Then::Complete);
                 // `length` has just been measured in the buffer.
                 self.buffer.get(..length).map(|command| Command(command.into()))
             }
@@ -191,16 +205,16 @@ impl Crb {
 
     fn answer(&mut self, answer: &[u8]) {
         self.buffer.iter_mut().zip(answer).for_each(|(to, byte)| *to = *byte);
-        self.state = match self.state {
-            State::Executing { then_idle: true } => State::Idle,
-            _ => State::Complete,
-        };
+        self.state = State::Complete;
     }
 
     /// The TPM has answered the command that was started last. An answer that nobody waits for is dropped.
     pub(super) fn complete(&mut self, answer: &[u8]) {
-        if matches!(self.state, State::Executing { .. }) {
-            self.answer(answer);
+        match self.state {
+            State::Executing(Then::Complete) => self.answer(answer),
+            State::Executing(Then::Idle) => self.state = State::Idle,
+            State::Executing(Then::Ready) => self.state = State::Ready,
+            State::Idle | State::Ready | State::Complete => {}
         }
     }
 
