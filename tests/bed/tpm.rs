@@ -144,7 +144,7 @@ poweroff -f
         "{EMULATOR}\
          (beamline run /share/linux.toml 2>&1; echo ended: status=$?) | tee /tmp/said &\n\
          said=$!\n\
-         until grep -q 'last: ' /tmp/said; do kill -0 $said || break; sleep 0.2; done\n\
+         until grep -qs 'last: ' /tmp/said; do kill -0 $said || break; sleep 0.2; done\n\
          kill -9 $emulator\n\
          wait $said\n"
     );

@@ -56,8 +56,8 @@ pub struct Tpm {
 }
 
 impl Tpm {
-    /// Sets up the emulator that listens at `socket`, and switches its TPM on for the guest `name`. Takes five seconds
-    /// at most.
+    /// Sets up the emulator that listens at `socket`, and switches its TPM on for the guest `name`. Takes 15 s at
+    /// most.
     pub fn connect(name: &str, socket: &Path) -> Result<Self, TpmError> {
         let Swtpm { control, data, room, established } =
             swtpm::connect(socket, BUFFER_SIZE, PATIENCE)?;

@@ -14,8 +14,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long the emulator may take until it is set up. Its disk may be slow; no guest waits yet.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the emulator may take until it is set up. It may still be at work on a key for a guest that has ended; no
+/// other guest waits.
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A request on the control socket.
 #[derive(Clone, Copy, Debug)]
