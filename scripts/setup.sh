@@ -9,7 +9,8 @@ bad=0
 wanted='gcc linking Rust programs
 libc6-dev linking Rust programs
 libvulkan1 the Vulkan loader
-mesa-vulkan-drivers a Vulkan software GPU, where there is no other'
+mesa-vulkan-drivers a Vulkan software GPU, where there is no other
+swtpm the TPM of the tests'
 
 installed() { dpkg-query -W -f '${db:Status-Abbrev}' "$1" 2>/dev/null | grep -q '^ii'; }
 

@@ -82,6 +82,8 @@ within apt-get install -y -t $suite-backports qemu-utils
 within apt-get install -y ovmf mtools
 # passt: carries a guest's network.
 within apt-get install -y passt
+# swtpm: a TPM for a guest of Beamline's own VMM.
+within apt-get install -y swtpm
 
 say "a stock kernel ($suite)"
 release=$(chroot "$root" apt-cache depends linux-image-amd64 |
@@ -111,6 +113,6 @@ chmod +x "$into/qemu-system-x86_64"
 {
     # These are dpkg's own names, not the shell's.
     # shellcheck disable=SC2016
-    chroot "$root" dpkg-query -W -f 'bed: ${Package} ${Version}\n' qemu-system-x86 seabios ovmf busybox-static
+    chroot "$root" dpkg-query -W -f 'bed: ${Package} ${Version}\n' qemu-system-x86 seabios ovmf swtpm busybox-static
     printf 'bed: %s\n' "$release"
 } >"$into/versions"

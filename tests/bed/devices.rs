@@ -123,7 +123,7 @@ poweroff -f
 }
 
 /// What `sha256sum` says of a file.
-fn hash(file: &Path) -> String {
+pub(crate) fn hash(file: &Path) -> String {
     let said = Command::new("sha256sum").arg(file).output().unwrap();
     assert!(said.status.success());
     let text = String::from_utf8(said.stdout).unwrap();

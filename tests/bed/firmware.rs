@@ -14,7 +14,7 @@ const PARTITION: u64 = 1 << 20;
 const SECTOR: u64 = 512;
 
 /// The guest's configuration. Its disk and its variables are of its own.
-const CONFIG: &str = "[guest]\nname = \"inner\"\nfirmware = \"/share/OVMF_CODE_4M.fd\"\n\
+pub(crate) const CONFIG: &str = "[guest]\nname = \"inner\"\nfirmware = \"/share/OVMF_CODE_4M.fd\"\n\
     variables = \"/tmp/vars.fd\"\n[memory]\nsize = \"512M\"\n[vcpus]\ncount = 2\n\
     [[device]]\ntype = \"virtio-blk\"\npath = \"/tmp/disk.img\"\nformat = \"raw\"\n";
 
@@ -23,9 +23,13 @@ const VARIABLE: &str = "Beamline -guid 5ca1ab1e-0001-4002-8003-beefbeefbeef";
 const VALUE: &str = "0x0123456789ABCDEF";
 const BYTES: &str = "EF CD AB 89 67 45 23 01";
 
+/// What has the shell start Linux from that disk.
+pub(crate) const LINUX: &str = "@echo -off\r\nfs0:\r\n\
+    vmlinuz initrd=\\initrd console=ttyS0 panic=-1 quiet rdinit=/inner\r\n";
+
 /// Firmware, variables and a disk with `startup`, which the firmware's shell runs, and `files`, in what the outer
 /// guest sees.
-fn prepare(bed: &Bed, folder: &Path, startup: &str, files: &[&str]) {
+pub(crate) fn prepare(bed: &Bed, folder: &Path, startup: &str, files: &[&str]) {
     let shared = folder.join("share");
     for name in ["OVMF_CODE_4M.fd", "OVMF_VARS_4M.fd"] {
         put(&bed.debian(&format!("usr/share/OVMF/{name}")), &shared.join(name));
@@ -83,7 +87,7 @@ fn run_counted(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
 }
 
 /// The same in real time, again where QEMU failed as it does.
-fn run(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
+pub(crate) fn run(bed: &Bed, folder: &Path, script: &str) -> Vec<String> {
     for n in 1..=TRIES {
         let guest = start(bed, folder, &REAL_TIME, script);
         if let Some(said) = guest.finish_unless(QEMU_FAILS) {
@@ -153,9 +157,7 @@ fn firmware_boots_a_stock_kernel_from_a_disk() {
          poweroff -f\n"
     );
     share(&bed, &folder.path().join("share"), &init, &[], &[("efi.toml", CONFIG)]);
-    let startup = "@echo -off\r\nfs0:\r\n\
-         vmlinuz initrd=\\initrd console=ttyS0 panic=-1 quiet rdinit=/inner\r\n";
-    prepare(&bed, folder.path(), startup, &["vmlinuz", "initrd"]);
+    prepare(&bed, folder.path(), LINUX, &["vmlinuz", "initrd"]);
     let said = run(&bed, folder.path(), "beamline run /share/efi.toml\necho ended: status=$?\n");
     let up = inner(&said, "up: ");
     let up = words(up.first().expect("the inner guest's user space says that it is up"));

@@ -30,6 +30,7 @@ mod process;
 #[path = "../random.rs"]
 mod random;
 mod sockets;
+mod tpm;
 mod witness;
 
 use std::collections::HashMap;

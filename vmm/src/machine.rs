@@ -4,6 +4,7 @@ use crate::boot::firmware::Firmware;
 use crate::devices::power::{self, Power};
 use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::{self, SerialPort};
+use crate::devices::tpm::{self, Tpm};
 use crate::devices::{exit, fw_cfg, reset};
 use crate::interrupt::Gsi;
 use crate::memory::GuestRam;
@@ -20,6 +21,7 @@ pub(crate) struct Machine {
     power: Power,
     rtc: Rtc,
     firmware: Option<Firmware>,
+    tpm: Option<Tpm>,
     /// When it was switched on.
     start: Instant,
     /// The level that KVM was told last.
@@ -56,6 +58,7 @@ impl Machine {
         platform: Platform,
         ram: GuestRam,
         firmware: Option<Firmware>,
+        tpm: Option<Tpm>,
     ) -> Self {
         Self {
             bus,
@@ -63,6 +66,7 @@ impl Machine {
             power: Power::default(),
             rtc: Rtc::default(),
             firmware,
+            tpm,
             start: Instant::now(),
             sci: false,
             platform,
@@ -116,8 +120,19 @@ impl Machine {
         None
     }
 
+    /// A read of guest-physical memory that is not RAM.
+    pub(crate) fn mmio_read(&mut self, at: u64, data: &mut [u8]) {
+        if let (Some(tpm), Some(offset)) = (&self.tpm, tpm::offset(at)) {
+            return tpm.read(offset, data);
+        }
+        self.bus.mmio_read(at, data);
+    }
+
     /// A write of guest-physical memory that is not RAM.
     pub(crate) fn mmio_write(&mut self, at: u64, data: &[u8]) {
+        if let (Some(tpm), Some(offset)) = (&self.tpm, tpm::offset(at)) {
+            return tpm.write(offset, data);
+        }
         if self.firmware.as_mut().is_some_and(|firmware| firmware.flash.write(at, data)) {
             return;
         }

@@ -188,7 +188,7 @@ pub(crate) fn run(
         let ended = match vcpu.run() {
             Ok(VcpuExit::MmioRead(at, data)) => {
                 count(&exits.mmio);
-                machine.lock().bus.mmio_read(at, data);
+                machine.lock().mmio_read(at, data);
                 None
             }
             Ok(VcpuExit::MmioWrite(at, data)) => {

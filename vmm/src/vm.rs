@@ -17,6 +17,7 @@ use crate::control::GuestControl;
 use crate::cpuid::Seat;
 use crate::devices::flash::FlashError;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
+use crate::devices::tpm::{Tpm, TpmError};
 use crate::devices::virtio::iommu::{Iommu, Views};
 use crate::devices::virtio::{self, Transport};
 use crate::interrupt::Gsi;
@@ -91,6 +92,9 @@ pub enum VmError {
     /// The bus.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// The TPM.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
     /// The tables tell of another IOMMU than the bus has.
     #[error(
         "the IOMMU in slot {slot}, with endpoints {behind:?} behind it, is not where the guest was told: \
@@ -263,17 +267,18 @@ fn load(
     boot: &Boot,
     vcpus: u32,
     iommu: Option<Translation>,
+    tpm: bool,
 ) -> Result<Loaded, VmError> {
     match boot {
         Boot::Image(image) => {
-            let board = Board { vcpus, windows: Windows::beside(ram.end()), iommu };
+            let board = Board { vcpus, windows: Windows::beside(ram.end()), iommu, tpm };
             let rsdp = acpi::write(ram, &board)?;
             let start = boot::load(ram, image, Some(rsdp))?;
             Ok(Loaded { start, kind: Kind::Plain, board, firmware: None })
         }
         Boot::Firmware(files) => {
             let windows = Windows::of_firmware(ram.low_end(), ram.end());
-            let board = Board { vcpus, windows, iommu };
+            let board = Board { vcpus, windows, iommu, tpm };
             let firmware = Some(boot::firmware::load(ram, files, &board)?);
             Ok(Loaded { start: Start::Reset, kind: Kind::Q35, board, firmware })
         }
@@ -286,6 +291,7 @@ struct Builder {
     placement: Vcpus,
     ram: GuestRam,
     firmware: Option<Firmware>,
+    tpm: Option<Tpm>,
     vcpus: Vec<VcpuFd>,
     bus: Bus,
     serial: SerialPort,
@@ -317,8 +323,9 @@ impl Builder {
     ) -> Result<Self, VmError> {
         let refused = |what| move |source| VmError::Refused { what, source };
         let iommu = translation(&config);
-        let Config { guest, memory, vcpus: placement, .. } = config;
+        let Config { guest, memory, vcpus: placement, tpm, .. } = config;
         let kvm = probe::open().map_err(VmError::Kvm)?;
+        let tpm = tpm.map(|tpm| Tpm::connect(&guest.name, &tpm.socket)).transpose()?;
         let vm = kvm.create_vm().map_err(refused("a virtual machine"))?;
         vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("the identity map's address"))?;
         vm.set_tss_address(TSS).map_err(refused("the TSS address"))?;
@@ -334,7 +341,7 @@ impl Builder {
         }
         let ram = GuestRam::build(&memory, go_on)?;
         let Loaded { start, kind, board, firmware } =
-            load(&ram, &guest.boot, placement.count, iommu)?;
+            load(&ram, &guest.boot, placement.count, iommu, tpm.is_some())?;
         let host = vcpu::host_cpuid(&kvm)?;
         let mut vcpus = Vec::new();
         for index in 0..placement.count {
@@ -367,6 +374,7 @@ impl Builder {
             placement,
             ram,
             firmware,
+            tpm,
             vcpus,
             bus,
             serial,
@@ -426,11 +434,11 @@ impl Builder {
     fn finish(mut self) -> Result<Vm, VmError> {
         self.attach_iommu()?;
         self.bus.place_bars()?;
-        let Self { name, placement, ram, firmware, vcpus, bus, serial, platform, .. } = self;
+        let Self { name, placement, ram, firmware, tpm, vcpus, bus, serial, platform, .. } = self;
         let stats = VmStats::new(platform.vm(), &vcpus);
         let (cutters, holds) = (self.cutters, self.holds);
         let (pages, sources) = (self.pages, self.sources);
-        let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram, firmware));
+        let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram, firmware, tpm));
         Ok(Vm { name, placement, vcpus, machine, cutters, holds, stats, pages, sources })
     }
 }

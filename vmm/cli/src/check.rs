@@ -43,6 +43,8 @@ struct Report {
     devices: Vec<DeviceJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
     api: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tpm: Option<PathBuf>,
     kvm: String,
     errors: Vec<Finding>,
     warnings: Vec<Finding>,
@@ -147,6 +149,10 @@ fn look(config: &Config, path: &Path) -> Report {
     if let Some(api) = &config.api {
         errors.extend(socket("api.socket", &api.socket));
     }
+    if let Some(tpm) = &config.tpm {
+        let start = "`swtpm socket --tpm2`";
+        warnings.extend(served("tpm.socket".to_owned(), &tpm.socket, start));
+    }
     let Config { guest, vcpus, .. } = config;
     Report {
         file: path.to_owned(),
@@ -179,6 +185,7 @@ fn look(config: &Config, path: &Path) -> Report {
         },
         devices: device::list(&config.devices),
         api: config.api.as_ref().map(|api| api.socket.clone()),
+        tpm: config.tpm.as_ref().map(|tpm| tpm.socket.clone()),
         kvm: kvm.to_string(),
         errors,
         warnings,
@@ -393,6 +400,9 @@ fn text(report: &Report) -> String {
     }
     if let Some(api) = &report.api {
         line("API", api.display().to_string());
+    }
+    if let Some(tpm) = &report.tpm {
+        line("TPM", tpm.display().to_string());
     }
     line("KVM", report.kvm.clone());
     for warning in &report.warnings {

@@ -194,6 +194,7 @@ fn classed(error: VmError) -> anyhow::Error {
         | VmError::Connect(_)
         | VmError::Attach(_)
         | VmError::Device(_)
+        | VmError::Tpm(_)
         | VmError::Bus(_) => refused_by(error),
         VmError::Refused { .. }
         | VmError::Platform(_)

@@ -1,8 +1,11 @@
 //! A guest as a script sees it: its API, the commands over it, its events, and the check of its file.
 
 mod common;
+#[path = "common/elf.rs"]
+mod elf;
 
 use common::{beamline, failure, output};
+use elf::elf;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -38,34 +41,6 @@ fn image() -> Vec<u8> {
         0xeb, 0xfe, // jmp to itself
     ]);
     elf(0x10_0000, &code)
-}
-
-/// A PVH ELF image: `code`, at `load` and entered there.
-fn elf(load: u64, code: &[u8]) -> Vec<u8> {
-    const HEADERS: u64 = 64 + 2 * 56;
-    let note = HEADERS + code.len() as u64;
-    let mut file = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-    file.extend([2, 0, 62, 0, 1, 0, 0, 0]); // an executable for x86-64
-    for value in [load, 64, 0] {
-        file.extend(value.to_le_bytes()); // entry, program headers, sections
-    }
-    file.extend([0, 0, 0, 0, 64, 0, 56, 0, 2, 0, 64, 0, 0, 0, 0, 0]);
-    for (kind, offset, address, size) in
-        [(1u32, HEADERS, load, code.len() as u64), (4, note, 0, 20)]
-    {
-        file.extend(kind.to_le_bytes());
-        file.extend(7u32.to_le_bytes());
-        for value in [offset, address, address, size, size, 4] {
-            file.extend(value.to_le_bytes());
-        }
-    }
-    file.extend(code);
-    for word in [4u32, 4, 18] {
-        file.extend(word.to_le_bytes()); // name, value, XEN_ELFNOTE_PHYS32_ENTRY
-    }
-    file.extend(b"Xen\0");
-    file.extend((load as u32).to_le_bytes());
-    file
 }
 
 const GUEST: &str = "[guest]\nname = \"tiny\"\nimage = \"image\"\n[memory]\nsize = \"8M\"\n[vcpus]\ncount = 2\n\

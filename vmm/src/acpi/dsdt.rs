@@ -1,7 +1,7 @@
 //! DSDT: the devices, in AML (ACPI 6.5, chapter 20).
 
 use super::{Board, empty};
-use crate::devices::{power, rtc, serial};
+use crate::devices::{power, rtc, serial, tpm};
 use crate::pci::layout;
 use acpi_tables::aml::{
     AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
@@ -17,6 +17,9 @@ pub(super) fn table(board: &Board) -> Sdt {
     let mut code = Vec::new();
     for part in [sleep(), processors(board.vcpus), root_bridge(board), small_devices()] {
         code.extend_from_slice(&part);
+    }
+    if board.tpm {
+        code.extend_from_slice(&security_device());
     }
     let mut dsdt = empty(*b"DSDT", 2);
     dsdt.append_slice(&code);
@@ -111,4 +114,13 @@ fn small_devices() -> Vec<u8> {
     let resources = ResourceTemplate::new(vec![&ports]);
     let clock = device("_SB_.RTC0", "PNP0B00", &[("_CRS", &resources)]);
     [serial, clock].concat()
+}
+
+/// The TPM (TCG ACPI Specification 1.3, section 8): `MSFT0101` is no identity of EISA's form.
+fn security_device() -> Vec<u8> {
+    let hid = Name::new("_HID".into(), &"MSFT0101");
+    let uid = Name::new("_UID".into(), &0u8);
+    let page = Memory32Fixed::new(true, tpm::BASE as u32, tpm::SIZE as u32);
+    let resources = Name::new("_CRS".into(), &ResourceTemplate::new(vec![&page]));
+    aml(&Device::new("_SB_.TPM0".into(), vec![&hid, &uid, &resources]))
 }

@@ -171,7 +171,7 @@ mod tests {
     fn loaded_tables_are_found_and_sum_to_zero() {
         let windows = Windows::of_firmware(512 << 20, 512 << 20);
         let iommu = Some(Translation { slot: 2, behind: vec![1] });
-        let placed = load(for_firmware(&Board { vcpus: 2, windows, iommu }));
+        let placed = load(for_firmware(&Board { vcpus: 2, windows, iommu, tpm: true }));
         let (base, tables) = &placed[TABLES_FILE];
         let rsdp = &placed[RSDP_FILE].1;
         let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
@@ -186,11 +186,12 @@ mod tests {
         let listed: Vec<&[u8]> =
             xsdt[36..].chunks_exact(8).map(|entry| table(number(entry))).collect();
         let signatures: Vec<&[u8]> = listed.iter().map(|t| &t[..4]).collect();
-        assert_eq!(signatures, [b"FACP", b"APIC", b"MCFG", b"VIOT"]);
+        assert_eq!(signatures, [b"FACP", b"APIC", b"MCFG", b"VIOT", b"TPM2"]);
         let facs = number(&listed[0][36..40]);
         assert!(facs.is_multiple_of(64));
         assert_eq!(&tables[(facs - base) as usize..][..4], b"FACS");
         assert_eq!(&table(number(&listed[0][40..44]))[..4], b"DSDT");
         assert_eq!(number(&listed[2][44..52]), windows.ecam());
+        assert_eq!(number(&listed[4][40..48]), 0xfed4_0040, "not an address in a file");
     }
 }

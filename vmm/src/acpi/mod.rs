@@ -8,6 +8,7 @@ mod fadt;
 mod loader;
 mod madt;
 mod mcfg;
+mod tpm2;
 mod viot;
 
 pub use loader::{Files, LOADER_FILE, RSDP_FILE, TABLES_FILE, for_firmware};
@@ -56,6 +57,8 @@ pub struct Board {
     pub windows: Windows,
     /// The IOMMU, if there is one.
     pub iommu: Option<Translation>,
+    /// There is a TPM.
+    pub tpm: bool,
 }
 
 /// An IOMMU and what is behind it: slots of bus 0.
@@ -118,6 +121,9 @@ impl Tables {
         ];
         if let Some(iommu) = &board.iommu {
             listed.push(tables.add(bytes(&viot::table(iommu))));
+        }
+        if board.tpm {
+            listed.push(tables.add(tpm2::table().as_slice().to_vec()));
         }
         tables.listed = listed.len();
         let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);

@@ -20,12 +20,13 @@ fn table(ram: &GuestRam, at: u64) -> Vec<u8> {
 }
 
 fn written(vcpus: u32) -> (GuestRam, Vec<Vec<u8>>) {
-    written_with(vcpus, None)
+    written_with(vcpus, None, false)
 }
 
-fn written_with(vcpus: u32, iommu: Option<Translation>) -> (GuestRam, Vec<Vec<u8>>) {
+fn written_with(vcpus: u32, iommu: Option<Translation>, tpm: bool) -> (GuestRam, Vec<Vec<u8>>) {
     let ram = GuestRam::new(4 << 20).unwrap();
-    let at = write(&ram, &Board { vcpus, windows: Windows::default(), iommu }).unwrap();
+    let board = Board { vcpus, windows: Windows::default(), iommu, tpm };
+    let at = write(&ram, &board).unwrap();
     let mut rsdp = [0; 36];
     ram.memory().read_slice(&mut rsdp, at).unwrap();
     assert_eq!((&rsdp[..8], rsdp[15]), (&b"RSD PTR "[..], 2));
@@ -54,7 +55,7 @@ fn every_table_is_found_and_sums_to_zero() {
     for name in [b"_S5_", b"PCI0", b"COM1", b"RTC0", b"C000", b"C001"] {
         assert!(dsdt.windows(4).any(|w| w == name), "{}", String::from_utf8_lossy(name));
     }
-    assert!(!dsdt.windows(4).any(|w| w == b"C002"));
+    assert!(!dsdt.windows(4).any(|w| w == b"C002" || w == b"TPM0"));
     assert_eq!(u64_at(&listed[2], 44), layout::ECAM);
 }
 
@@ -88,7 +89,7 @@ fn ram_above_four_gib_moves_the_high_window() {
         let windows = Windows::beside(ram_end);
         (
             windows.high().0,
-            dsdt::table(&Board { vcpus: 1, windows, iommu: None }).as_slice().to_vec(),
+            dsdt::table(&Board { vcpus: 1, windows, iommu: None, tpm: false }).as_slice().to_vec(),
         )
     };
     for ram_end in [3 << 30, 9 << 30] {
@@ -100,7 +101,7 @@ fn ram_above_four_gib_moves_the_high_window() {
 #[test]
 fn an_iommu_is_told_with_what_is_behind_it() {
     let iommu = Translation { slot: 7, behind: vec![1, 2, 3, 6] };
-    let (_ram, listed) = written_with(1, Some(iommu));
+    let (_ram, listed) = written_with(1, Some(iommu), false);
     assert_eq!(listed.len(), 4);
     let viot = &listed[3];
     let half = |at: usize| u16::from_le_bytes(viot[at..at + 2].try_into().unwrap());
@@ -117,4 +118,19 @@ fn an_iommu_is_told_with_what_is_behind_it() {
     assert_eq!(range(64), (1 << 3, 3 << 3));
     assert_eq!(range(88), (6 << 3, 6 << 3));
     assert_eq!(viot.len(), 112);
+}
+
+#[test]
+fn a_tpm_is_told_by_a_table_and_a_device() {
+    let (ram, listed) = written_with(1, None, true);
+    assert_eq!(listed.len(), 4);
+    let tpm2 = &listed[3];
+    assert_eq!((&tpm2[..4], tpm2[8], tpm2.len()), (&b"TPM2"[..], 4, 64));
+    assert_eq!((u32_at(tpm2, 36), u64_at(tpm2, 40)), (0, 0xfed4_0040), "a client's control area");
+    assert_eq!((u32_at(tpm2, 48), &tpm2[52..]), (7, &[0; 12][..]), "a CRB without parameters");
+    let dsdt = table(&ram, u64::from(u32_at(&listed[0], 40)));
+    let at = dsdt.windows(8).position(|w| w == b"MSFT0101").expect("the device");
+    // Memory32Fixed: read and write, address, bytes (ACPI 6.5, table 6.30).
+    let page = [&[0x86, 9, 0, 1][..], &0xfed4_0000u32.to_le_bytes(), &0x1000u32.to_le_bytes()];
+    assert!(dsdt[at..].windows(12).any(|w| w == page.concat()), "its page");
 }

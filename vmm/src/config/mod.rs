@@ -5,6 +5,7 @@ mod devices;
 mod guest;
 mod iommu;
 mod memory;
+mod tpm;
 mod vcpus;
 
 pub use api::Api;
@@ -15,6 +16,7 @@ pub use devices::{
 pub use guest::{Boot, Firmware, Guest, Image, OnReset};
 pub use iommu::Iommu;
 pub use memory::{HugePages, MAX_NODE, Memory};
+pub use tpm::Tpm;
 pub use vcpus::Vcpus;
 
 use schemars::JsonSchema;
@@ -91,6 +93,8 @@ pub struct Config {
     pub api: Option<Api>,
     /// Section `[iommu]`.
     pub iommu: Iommu,
+    /// Section `[tpm]`, if it is there.
+    pub tpm: Option<Tpm>,
 }
 
 /// A guest of `beamline run`: what it boots, its memory, its CPUs and its devices.
@@ -108,6 +112,7 @@ struct Raw {
     api: Option<api::Raw>,
     #[serde(default)]
     iommu: iommu::Raw,
+    tpm: Option<tpm::Raw>,
 }
 
 impl Config {
@@ -155,6 +160,7 @@ impl Config {
             iommu: raw.iommu.check(&devices)?,
             devices,
             api: raw.api.map(|api| api.check(base)).transpose()?,
+            tpm: raw.tpm.map(|tpm| tpm.check(base)).transpose()?,
         })
     }
 

@@ -163,6 +163,7 @@ fn each_wrong_value_names_file_key_and_remedy() {
         ("= 20", "= 9999999", "device[1].timeout_ms", "600000"),
         ("/run/vr-gpu.sock", "run/vr-pacer.sock", "device[1].socket", "one guest"),
         ("[memory]", "[api]\nsocket = \"\"\n[memory]", "api.socket", "leave [api] out"),
+        ("[memory]", "[tpm]\nsocket = \"\"\n[memory]", "tpm.socket", "leave [tpm] out"),
     ] {
         let text = GOOD.replacen(from, to, 1);
         assert_ne!(text, GOOD, "{from} is in the file");
@@ -193,6 +194,18 @@ fn too_many_devices_are_refused() {
 fn a_missing_file_is_named() {
     let e = Config::load(Path::new("/nonexistent/vr.toml")).unwrap_err();
     assert!(e.to_string().contains("/nonexistent/vr.toml"));
+}
+
+#[test]
+fn a_tpms_socket_is_relative_to_the_files_folder() {
+    let with = |keys: &str| GOOD.replace("[memory]", &format!("[tpm]\n{keys}\n[memory]"));
+    assert_eq!(parse(GOOD).unwrap().tpm, None);
+    let tpm = parse(&with("socket = \"tpm.sock\"")).unwrap().tpm;
+    assert_eq!(tpm, Some(Tpm { socket: "etc/tpm.sock".into() }));
+    let long = format!("socket = \"{}\"", "x".repeat(108));
+    assert!(message(&with(&long)).contains("tpm.socket: "));
+    assert!(message(&with("")).contains("socket"));
+    assert!(message(&with("socket = \"a\"\nversion = 2")).contains("version"));
 }
 
 #[test]

@@ -7,4 +7,5 @@ pub mod power;
 pub mod reset;
 pub mod rtc;
 pub mod serial;
+pub mod tpm;
 pub mod virtio;
