@@ -21,6 +21,7 @@ mod iommu;
 mod killed;
 mod linux;
 mod neighbour;
+mod numa;
 mod pacer;
 mod picture;
 mod port;

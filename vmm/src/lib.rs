@@ -30,6 +30,7 @@ pub mod pci;
 pub mod platform;
 pub mod probe;
 pub mod sandbox;
+mod topology;
 mod turn;
 pub mod vcpu;
 pub mod vm;

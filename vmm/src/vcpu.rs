@@ -4,11 +4,12 @@
 //! A vCPU other than the first waits there, too, for the INIT and SIPI that start it.
 
 use crate::boot::Start;
-use crate::cpuid::{self, Seat};
+use crate::cpuid;
 use crate::kick::Kickable;
 use crate::life::{Life, Next};
 use crate::machine::SharedMachine;
 use crate::probe::internal_error;
+use crate::topology::Seat;
 use crate::vm::ExitReason;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd};

@@ -39,6 +39,8 @@ struct Report {
     name: String,
     memory: Memory,
     vcpus: Vcpus,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<Node>,
     boot: BootReport,
     devices: Vec<DeviceJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,6 +68,32 @@ struct Vcpus {
     slice_us: Option<u32>,
 }
 
+/// A NUMA node of the guest.
+#[derive(Debug, Serialize)]
+struct Node {
+    bytes: u64,
+    vcpus: Vec<u32>,
+    /// Nodes of the host; empty: any.
+    host_nodes: Vec<u32>,
+    distances: Vec<u8>,
+}
+
+impl Node {
+    fn of(node: &config::Node) -> Self {
+        let config::Node { memory, vcpus, host_nodes, distances } = node.clone();
+        Self { bytes: memory, vcpus, host_nodes, distances }
+    }
+
+    /// For people.
+    fn text(&self) -> String {
+        let mut text = format!("{}, vCPUs {:?}", mib(self.bytes), self.vcpus);
+        if !self.host_nodes.is_empty() {
+            text.push_str(&format!(", of host nodes {:?}", self.host_nodes));
+        }
+        text + &format!(", distances {:?}", self.distances)
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct BootReport {
     #[serde(flatten)]
@@ -91,7 +119,7 @@ enum What {
 
 /// What keeps the guest of `config` from running whatever the machine does: the first of it.
 pub(crate) fn before(config: &Config, path: &Path) -> anyhow::Result<()> {
-    let found = boot_of(&config.guest.boot).map(drop).and_then(|()| memory_of(&config.memory));
+    let found = boot_of(&config.guest.boot).map(drop).and_then(|()| memory_of(config));
     found.map_err(|f| refused(format!("{}: {}: {}", path.display(), f.place, f.what)))
 }
 
@@ -115,7 +143,7 @@ fn look(config: &Config, path: &Path) -> Report {
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     let kind = boot_of(&config.guest.boot).map_err(|e| errors.push(e)).ok().flatten();
     let firmware = matches!(config.guest.boot, Boot::Firmware(_));
-    errors.extend(memory_of(&config.memory).err());
+    errors.extend(memory_of(config).err());
     let bytes = config.memory.size;
     let (host_bytes, available_bytes) = (memory::host(), memory::available());
     // The pools' pages are not among those.
@@ -159,6 +187,7 @@ fn look(config: &Config, path: &Path) -> Report {
             nice: vcpus.nice,
             slice_us: vcpus.slice_us,
         },
+        nodes: config.nodes.iter().map(Node::of).collect(),
         boot: BootReport {
             what: match &guest.boot {
                 Boot::Image(image) => What::Image {
@@ -219,9 +248,10 @@ fn image_of(image: &Image) -> Result<Kind, Finding> {
     })
 }
 
-/// What of the memory the host has not.
-fn memory_of(wanted: &config::Memory) -> Result<(), Finding> {
-    memory::check(wanted).map_err(|e| finding("memory", format!("{:#}", anyhow::Error::new(e))))
+/// What of the memory, and of the host's nodes, the host has not.
+fn memory_of(config: &Config) -> Result<(), Finding> {
+    memory::check(&config.memory, &config.nodes)
+        .map_err(|e| finding("memory", format!("{:#}", anyhow::Error::new(e))))
 }
 
 fn mib(bytes: u64) -> String {
@@ -372,6 +402,9 @@ fn text(report: &Report) -> String {
         cpus.push_str(&format!(", slices of {slice} µs"));
     }
     line("vCPUs", cpus);
+    for (number, node) in report.nodes.iter().enumerate() {
+        line(&format!("node {number}"), node.text());
+    }
     match &boot.what {
         What::Image { image, kind, initrd, cmdline } => {
             let kind = kind.map(|kind| format!(" ({kind})")).unwrap_or_default();
