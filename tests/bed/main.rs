@@ -17,6 +17,7 @@ mod functions;
 mod guest;
 mod held;
 mod host;
+mod hyperv;
 mod iommu;
 mod killed;
 mod linux;

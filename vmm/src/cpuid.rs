@@ -3,6 +3,7 @@
 //! Packages have one die, and cores of one thread each. Leaves are those of
 //! Intel's SDM, volume 2A, "CPUID", and of AMD's APM, volume 3, appendix E.
 
+use crate::hyperv;
 use crate::topology::Seat;
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
@@ -23,18 +24,26 @@ const AMD_LEVELS: u32 = 0x8000_0026;
 const THREADS: u32 = 1;
 const CORES: u32 = 2;
 
-/// The host's `entries`, as the vCPU at `seat` sees them.
-pub(crate) fn adapt(host: &CpuId, seat: Seat, deadline_timer: bool) -> Vec<kvm_cpuid_entry2> {
+/// The host's entries, as the vCPU at `seat` sees them. Where there are `others`, they take the place of KVM's own
+/// leaves: a guest believes the one hypervisor that it finds.
+pub(crate) fn adapt(
+    host: &CpuId,
+    others: &[kvm_cpuid_entry2],
+    seat: Seat,
+    deadline_timer: bool,
+) -> Vec<kvm_cpuid_entry2> {
     let listed = |leaf| host.as_slice().iter().any(|e| e.function == leaf);
     let mut entries: Vec<kvm_cpuid_entry2> = host
         .as_slice()
         .iter()
         .filter(|e| !TOPOLOGY.contains(&e.function) && e.function != AMD_LEVELS)
+        .filter(|e| others.is_empty() || !hyperv::HYPERVISOR.contains(&e.function))
         .map(|entry| adapted(*entry, seat, deadline_timer))
         .collect();
     for leaf in TOPOLOGY.into_iter().filter(|leaf| listed(*leaf)) {
         entries.extend(levels(leaf, seat));
     }
+    entries.extend_from_slice(others);
     entries
 }
 
@@ -116,7 +125,7 @@ mod tests {
     }
 
     fn at(host: &[kvm_cpuid_entry2], seat: Seat) -> Vec<kvm_cpuid_entry2> {
-        adapt(&CpuId::from_entries(host).unwrap(), seat, true)
+        adapt(&CpuId::from_entries(host).unwrap(), &[], seat, true)
     }
 
     fn leaf(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
@@ -188,6 +197,22 @@ mod tests {
             let amd = leaf(&e, AMD_TOPOLOGY, 0);
             assert_eq!((amd.eax, amd.ebx, amd.ecx), (id, core, package));
         }
+    }
+
+    #[test]
+    fn another_hypervisors_leaves_replace_kvms() {
+        let host =
+            [entry(1, 0, 0, 0, 0), entry(0x4000_0000, 1, 1, 1, 1), entry(0x4000_0001, 9, 0, 0, 0)];
+        let host = CpuId::from_entries(&host).unwrap();
+        let other = entry(0x4000_0000, 5, 0, 0, 0);
+        let seat = seats(1, &[])[0];
+        let told = |others: &[kvm_cpuid_entry2]| {
+            let e = adapt(&host, others, seat, true);
+            let e = e.into_iter().filter(|e| hyperv::HYPERVISOR.contains(&e.function));
+            e.map(|e| (e.function, e.eax)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(&[]), [(0x4000_0000, 1), (0x4000_0001, 9)]);
+        assert_eq!(told(&[other]), [(0x4000_0000, 5)]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub mod config;
 mod control;
 mod cpuid;
 pub mod devices;
+pub mod hyperv;
 pub mod interrupt;
 mod kick;
 mod life;

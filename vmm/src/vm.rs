@@ -18,6 +18,7 @@ use crate::devices::flash::FlashError;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
 use crate::devices::virtio::iommu::{Iommu, Views};
 use crate::devices::virtio::{self, Transport};
+use crate::hyperv::{self, HypervError};
 use crate::interrupt::Gsi;
 use crate::interrupt::posted::Source;
 use crate::interrupt::stats::{StatsError, VmStats};
@@ -79,6 +80,9 @@ pub enum VmError {
     /// The vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// The interface of Microsoft's hypervisor.
+    #[error(transparent)]
+    Hyperv(#[from] HypervError),
     /// A function's server.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -361,7 +365,8 @@ impl Builder {
         for seat in seats {
             // What KVM calls a vCPU's number is its APIC ID.
             let vcpu = vm.create_vcpu(u64::from(seat.apic_id)).map_err(refused("a vCPU"))?;
-            vcpu::set_up(&host, &vcpu, seat, start)?;
+            let others = if placement.hyperv { hyperv::turn_on(&kvm, &vcpu)? } else { Vec::new() };
+            vcpu::set_up(&host, &others, &vcpu, seat, start)?;
             vcpus.push(vcpu);
         }
         let mut platform = Platform::new(vm);

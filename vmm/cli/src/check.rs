@@ -9,7 +9,7 @@ use beamline_vmm::config::{self, Boot, Device, Image, InputDevice, NetPort, OnRe
 use beamline_vmm::devices::virtio::blk;
 use beamline_vmm::devices::virtio::console::Output;
 use beamline_vmm::probe::{self, KvmKind};
-use beamline_vmm::{Config, memory};
+use beamline_vmm::{Config, hyperv, memory};
 use rustix::fs::{Access, access};
 use serde::Serialize;
 use std::io::ErrorKind;
@@ -66,6 +66,8 @@ struct Vcpus {
     nice: i32,
     #[serde(skip_serializing_if = "Option::is_none")]
     slice_us: Option<u32>,
+    /// It finds Microsoft's hypervisor.
+    hyperv: bool,
 }
 
 /// A NUMA node of the guest.
@@ -168,6 +170,12 @@ fn look(config: &Config, path: &Path) -> Report {
         ref kvm if !kvm.usable() => errors.push(finding("/dev/kvm", kvm.to_string())),
         _ => {}
     }
+    if config.vcpus.hyperv
+        && kvm.usable()
+        && let Err(e) = hyperv::check()
+    {
+        errors.push(finding("vcpus.hyperv", format!("{:#}", anyhow::Error::new(e))));
+    }
     for (index, one) in config.devices.iter().enumerate() {
         device_of(index, one, &mut errors, &mut warnings);
     }
@@ -186,6 +194,7 @@ fn look(config: &Config, path: &Path) -> Report {
             cpus: vcpus.cpus.clone(),
             nice: vcpus.nice,
             slice_us: vcpus.slice_us,
+            hyperv: vcpus.hyperv,
         },
         nodes: config.nodes.iter().map(Node::of).collect(),
         boot: BootReport {
@@ -400,6 +409,9 @@ fn text(report: &Report) -> String {
     }
     if let Some(slice) = vcpus.slice_us {
         cpus.push_str(&format!(", slices of {slice} µs"));
+    }
+    if vcpus.hyperv {
+        cpus.push_str(", which find Hyper-V");
     }
     line("vCPUs", cpus);
     for (number, node) in report.nodes.iter().enumerate() {

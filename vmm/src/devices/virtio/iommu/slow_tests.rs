@@ -5,6 +5,7 @@ use super::*;
 use crate::devices::virtio::testing::{Driver, Part, Ring};
 use std::sync::TryLockError;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
 
 /// Says that it is to show something, and does so when it may.
 struct Slow {
@@ -72,14 +73,20 @@ fn busy() -> Busy {
     Busy { driver, space, asked: was_asked, go }
 }
 
+/// Waits for what the other thread does, and for no longer than a minute.
+fn until(done: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !done() && start.elapsed() < Duration::from_mins(1) {
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn a_reset_waits_for_one_request() {
     let Busy { mut driver, asked, go, .. } = busy();
     let shared = driver.function.shared();
     let opener = std::thread::spawn(move || {
-        while shared.may_serve() {
-            std::thread::yield_now();
-        }
+        until(|| !shared.may_serve());
         drop(go);
     });
     driver.reset();
@@ -92,9 +99,7 @@ fn whoever_waits_for_the_tables_waits_for_one_request() {
     let Busy { driver, space, asked, go } = busy();
     let waited_for = space.clone();
     let opener = std::thread::spawn(move || {
-        while !matches!(waited_for.0.next.try_lock(), Err(TryLockError::WouldBlock)) {
-            std::thread::yield_now();
-        }
+        until(|| matches!(waited_for.0.next.try_lock(), Err(TryLockError::WouldBlock)));
         drop(go);
     });
     let guard = space.lock();
