@@ -254,15 +254,14 @@ mod tests {
     #[test]
     fn apic_ids_have_room_for_every_node() {
         let uneven = |largest: u32| {
-            let first: Vec<u32> = (0..largest).collect();
-            let mut text = format!(
-                "[guest]\nname = \"g\"\nimage = \"i\"\n[memory]\nsize = \"16M\"\n[vcpus]\ncount = {}\n\
-                 [[node]]\nmemory = \"2M\"\nvcpus = {first:?}\n",
-                largest + 7
+            let node = |vcpus: Vec<u32>| format!("[[node]]\nmemory = \"2M\"\nvcpus = {vcpus:?}\n");
+            let others = (largest..largest + 7).map(|vcpu| node(vec![vcpu]));
+            let text = format!(
+                "[guest]\nname = \"g\"\nimage = \"i\"\n[memory]\nsize = \"16M\"\n[vcpus]\ncount = {}\n{}{}",
+                largest + 7,
+                node((0..largest).collect()),
+                others.collect::<String>()
             );
-            for vcpu in largest..largest + 7 {
-                text += &format!("[[node]]\nmemory = \"2M\"\nvcpus = [{vcpu}]\n");
-            }
             Config::parse(&text, Path::new("g.toml"))
         };
         assert!(uneven(32).is_ok());
