@@ -15,7 +15,7 @@ pub use fill::Filled;
 pub use pages::{available, host};
 
 use crate::Gpa;
-use crate::config::{HugePages, Memory};
+use crate::config::{HugePages, Memory, Node};
 use crate::pci::layout;
 use rustix::fs::{MemfdFlags, SealFlags};
 use std::fs::File;
@@ -97,8 +97,8 @@ pub enum MemoryError {
     },
     /// The RAM could not be filled.
     #[error(
-        "cannot fill {size:#x} bytes of guest RAM: do the nodes in `memory.host_nodes` and the control group have so \
-         much?"
+        "cannot fill {size:#x} bytes of guest RAM: do the host's nodes that it comes from (`host_nodes`) and the \
+         control group have so much?"
     )]
     Fill {
         /// Bytes.
@@ -112,9 +112,11 @@ pub enum MemoryError {
     /// A NUMA node is not there.
     #[error(
         "the guest's RAM cannot come from the host's NUMA nodes {nodes:?}: those with memory are {online}; correct \
-         `memory.host_nodes`"
+         `{key}`"
     )]
     Node {
+        /// What names them in the guest's file.
+        key: String,
         /// The nodes.
         nodes: Vec<u32>,
         /// Those that are there, as the kernel writes it.
@@ -176,12 +178,13 @@ impl RamFile {
     }
 }
 
-/// Looks whether the host has what `memory` asks for, as far as that can be told without taking it.
-pub fn check(memory: &Memory) -> Result<(), MemoryError> {
-    let Memory { size, hugepages, transparent, prefault, host_nodes } = memory;
+/// Looks whether the host has what `memory` and the guest's `nodes` ask for, as far as that can be told without taking
+/// it.
+pub fn check(memory: &Memory, nodes: &[Node]) -> Result<(), MemoryError> {
+    let Memory { size, hugepages, transparent, prefault, .. } = memory;
     pages::fits_host(*size)?;
-    if !host_nodes.is_empty() {
-        node::check(host_nodes)?;
+    for bound in node::bounds(memory, nodes) {
+        bound.check()?;
     }
     if *transparent {
         pages::may_be_huge()?;
@@ -210,18 +213,19 @@ impl GuestRam {
         Self::of(size, None)
     }
 
-    /// Makes the RAM that `memory` asks for. Where it is filled, `go_on` is told ten times a second how far that is,
+    /// Makes the RAM that `memory` and the guest's `nodes` ask for. Where it is filled, `go_on` is told ten times a second how far that is,
     /// and ends it by `false`.
     pub fn build(
         memory: &Memory,
+        nodes: &[Node],
         go_on: &mut dyn FnMut(Filled) -> bool,
     ) -> Result<Self, MemoryError> {
-        let Memory { size, hugepages, transparent, prefault, host_nodes } = memory;
-        check(memory)?;
+        let Memory { size, hugepages, transparent, prefault, .. } = memory;
+        check(memory, nodes)?;
         let ram = Self::of(*size, *hugepages)?;
-        if !host_nodes.is_empty() {
-            for (_, region) in &ram.parts {
-                node::bind(region, host_nodes)?;
+        for bound in node::bounds(memory, nodes) {
+            for (part, (region, at)) in ram.cut(bound.from, bound.size) {
+                bound.bind(region, at, part.size as usize)?;
             }
         }
         if *transparent {
@@ -305,6 +309,23 @@ impl GuestRam {
         self.parts.iter().map(|(part, _)| *part)
     }
 
+    /// The pieces of the `size` bytes from `from` on in the memfd, from the lowest on: where each is for the guest,
+    /// and in which mapping, so many bytes from its start.
+    pub(crate) fn cut(
+        &self,
+        from: u64,
+        size: u64,
+    ) -> impl Iterator<Item = (Part, (&MmapRegion, usize))> + '_ {
+        let end = from.saturating_add(size);
+        self.parts.iter().filter_map(move |(part, region)| {
+            let first = part.offset.max(from);
+            let size = (part.offset + part.size).min(end).checked_sub(first).filter(|s| *s > 0)?;
+            let skipped = first - part.offset;
+            let piece = Part { at: Gpa(part.at.0 + skipped), size, offset: first };
+            Some((piece, (&**region, skipped as usize)))
+        })
+    }
+
     /// The file and its layout, to be kept by those who hand pieces of it on.
     pub fn share(&self) -> RamFile {
         RamFile { file: Arc::clone(&self.file), parts: self.parts().collect() }
@@ -381,7 +402,7 @@ mod tests {
     fn huge_pages_are_used_or_asked_for() {
         for pages in [HugePages::TwoMib, HugePages::OneGib] {
             let size = pages.bytes();
-            match GuestRam::build(&memory(size, Some(pages), true), &mut |_| true) {
+            match GuestRam::build(&memory(size, Some(pages), true), &[], &mut |_| true) {
                 Ok(ram) => {
                     let file = File::from(ram.fd().try_clone_to_owned().unwrap());
                     assert!(file.set_len(0).is_err(), "sealed against shrinking, as sharing needs");
@@ -402,7 +423,7 @@ mod tests {
     #[test]
     fn the_kernel_makes_huge_pages_or_says_what_forbids_it() {
         let memory = Memory { transparent: true, ..memory(4 << 20, None, true) };
-        match GuestRam::build(&memory, &mut |_| true) {
+        match GuestRam::build(&memory, &[], &mut |_| true) {
             Ok(ram) => {
                 assert!(!ram.is_of_huge_pages(), "a host takes them");
                 ram.memory().write_obj(7u32, Gpa(0)).unwrap();
@@ -418,7 +439,7 @@ mod tests {
     fn filling_can_be_stopped_and_leaves_nothing() {
         // Enough for a few ticks on any machine; refused where there is not so much.
         let mut told = 0;
-        let result = GuestRam::build(&memory(2 << 30, None, true), &mut |filled| {
+        let result = GuestRam::build(&memory(2 << 30, None, true), &[], &mut |filled| {
             assert_eq!(filled.all, 2 << 30);
             told += 1;
             false
@@ -435,12 +456,45 @@ mod tests {
     fn ram_comes_from_the_nodes_that_are_asked_for() {
         let mut memory = memory(4 << 20, None, true);
         memory.host_nodes = vec![0];
-        match GuestRam::build(&memory, &mut |_| true) {
+        match GuestRam::build(&memory, &[], &mut |_| true) {
             Ok(ram) => ram.memory().write_obj(7u32, Gpa(0)).unwrap(),
             Err(error) => println!("skip: ram_comes_from_the_nodes_that_are_asked_for: {error}"),
         }
         memory.host_nodes = vec![crate::config::MAX_NODE];
-        let error = GuestRam::build(&memory, &mut |_| true).unwrap_err();
+        let error = GuestRam::build(&memory, &[], &mut |_| true).unwrap_err();
         assert!(matches!(error, MemoryError::Node { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_nodes_memory_lies_around_the_pci_window() {
+        let ram = GuestRam::new(5 << 30).unwrap();
+        let cut = |from, size| -> Vec<(u64, u64, usize)> {
+            ram.cut(from, size).map(|(p, (_, at))| (p.at.0, p.size, at)).collect()
+        };
+        let (high, gib) = (HIGH_START, 1 << 30);
+        assert_eq!(cut(0, gib), [(0, gib, 0)]);
+        assert_eq!(cut(2 * gib, 2 * gib), [(2 * gib, gib, 2 << 30), (high, gib, 0)]);
+        assert_eq!(cut(4 * gib, gib), [(high + gib, gib, 1 << 30)]);
+        assert_eq!(cut(5 * gib, gib), []);
+    }
+
+    #[test]
+    fn a_guests_node_names_the_hosts_nodes_for_its_part() {
+        let node = |host_nodes: &[u32]| Node {
+            memory: 2 << 20,
+            vcpus: vec![],
+            host_nodes: host_nodes.to_vec(),
+            distances: vec![10, 20],
+        };
+        let memory = memory(4 << 20, None, true);
+        let build = |nodes: &[Node]| GuestRam::build(&memory, nodes, &mut |_| true);
+        match build(&[node(&[]), node(&[0])]) {
+            Ok(ram) => ram.memory().write_obj(7u32, Gpa(2 << 20)).unwrap(),
+            Err(error) => {
+                println!("skip: a_guests_node_names_the_hosts_nodes_for_its_part: {error}");
+            }
+        }
+        let error = build(&[node(&[]), node(&[crate::config::MAX_NODE])]).unwrap_err();
+        assert!(error.to_string().contains("correct `node[1].host_nodes`"), "{error}");
     }
 }

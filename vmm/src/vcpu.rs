@@ -4,13 +4,14 @@
 //! A vCPU other than the first waits there, too, for the INIT and SIPI that start it.
 
 use crate::boot::Start;
-use crate::cpuid::{self, Seat};
+use crate::cpuid;
 use crate::kick::Kickable;
 use crate::life::{Life, Next};
 use crate::machine::SharedMachine;
 use crate::probe::internal_error;
+use crate::topology::Seat;
 use crate::vm::ExitReason;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use vmm_sys_util::errno;
@@ -132,16 +133,18 @@ pub(crate) fn host_cpuid(kvm: &Kvm) -> Result<(CpuId, bool), VcpuError> {
     Ok((host, kvm.check_extension(Cap::TscDeadlineTimer)))
 }
 
-/// Gives the vCPU at `seat` the CPUID of [`host_cpuid`] and, where it is the first, the registers at entry.
+/// Gives the vCPU at `seat` the CPUID of [`host_cpuid`], with `others` in the place of KVM's own leaves where there are
+/// any, and, where it is the first, the registers at entry.
 pub(crate) fn set_up(
     (host, deadline_timer): &(CpuId, bool),
+    others: &[kvm_cpuid_entry2],
     vcpu: &VcpuFd,
     seat: Seat,
     start: Start,
 ) -> Result<(), VcpuError> {
     let refused = |what| move |source| VcpuError { what, source };
-    let entries = cpuid::adapt(host, seat, *deadline_timer);
-    // The list is as long as KVM's own, and four longer at most.
+    let entries = cpuid::adapt(host, others, seat, *deadline_timer);
+    // The list is as long as KVM's own, and ten longer at most.
     let cpuid = CpuId::from_entries(&entries)
         .map_err(|_| refused("the CPUID")(errno::Error::new(libc::E2BIG)))?;
     vcpu.set_cpuid2(&cpuid).map_err(refused("the CPUID"))?;
@@ -206,7 +209,8 @@ pub(crate) fn run(
                 machine.lock().io_write(port, data)
             }
             Ok(VcpuExit::SystemEvent(..)) => Some(ExitReason::Shutdown),
-            Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_)) => {
+            // KVM tells of the guest's pages of synthetic interrupts, which it serves itself.
+            Ok(VcpuExit::Intr | VcpuExit::IoapicEoi(_) | VcpuExit::Hyperv) => {
                 count(&exits.other);
                 None
             }

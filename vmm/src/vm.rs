@@ -8,18 +8,18 @@
 //! `Built` is [`Vm`], the rest [`VmHandle`]. The vCPUs' threads own the machine; the handle shares with them
 //! their state, a flag and counters, and reaches the machine only for as long as they run it.
 
-use crate::acpi::{self, AcpiError, Board, Translation};
+use crate::acpi::{self, AcpiError, Board, Domain, Translation};
 use crate::boot::firmware::Firmware;
 use crate::boot::{self, BootError, Start};
 use crate::clock;
-use crate::config::{Boot, Config, Device, Vcpus};
+use crate::config::{Boot, Config, Device, Node, Vcpus};
 use crate::control::GuestControl;
-use crate::cpuid::Seat;
 use crate::devices::flash::FlashError;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
 use crate::devices::tpm::{Tpm, TpmError};
 use crate::devices::virtio::iommu::{Iommu, Views};
 use crate::devices::virtio::{self, Transport};
+use crate::hyperv::{self, HypervError};
 use crate::interrupt::Gsi;
 use crate::interrupt::posted::Source;
 use crate::interrupt::stats::{StatsError, VmStats};
@@ -36,6 +36,7 @@ use crate::pci::layout::Windows;
 use crate::pci::{Bus, PciFunction, Wiring};
 use crate::platform::{self, Platform, PlatformError};
 use crate::probe::{self, KvmKind};
+use crate::topology::{self, Seat};
 use crate::turn;
 use crate::vcpu::{self, ExitCounters, GuestError, VcpuError};
 use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
@@ -80,6 +81,9 @@ pub enum VmError {
     /// The vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// The interface of Microsoft's hypervisor.
+    #[error(transparent)]
+    Hyperv(#[from] HypervError),
     /// A function's server.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -261,28 +265,43 @@ struct Loaded {
     firmware: Option<Firmware>,
 }
 
-/// Loads what the guest boots.
+/// Loads what the guest boots; `board` makes its machine from where BARs may be.
 fn load(
     ram: &GuestRam,
     boot: &Boot,
-    vcpus: u32,
-    iommu: Option<Translation>,
-    tpm: bool,
+    board: impl FnOnce(Windows) -> Board,
 ) -> Result<Loaded, VmError> {
     match boot {
         Boot::Image(image) => {
-            let board = Board { vcpus, windows: Windows::beside(ram.end()), iommu, tpm };
+            let board = board(Windows::beside(ram.end()));
             let rsdp = acpi::write(ram, &board)?;
             let start = boot::load(ram, image, Some(rsdp))?;
             Ok(Loaded { start, kind: Kind::Plain, board, firmware: None })
         }
         Boot::Firmware(files) => {
-            let windows = Windows::of_firmware(ram.low_end(), ram.end());
-            let board = Board { vcpus, windows, iommu, tpm };
+            let board = board(Windows::of_firmware(ram.low_end(), ram.end()));
             let firmware = Some(boot::firmware::load(ram, files, &board)?);
             Ok(Loaded { start: Start::Reset, kind: Kind::Q35, board, firmware })
         }
     }
+}
+
+/// The APIC ID at `seat`: the configuration has refused those beyond 8 bits.
+fn apic_id(seat: &Seat) -> u8 {
+    seat.apic_id as u8
+}
+
+/// What the guest is told of its nodes.
+fn domains(nodes: &[Node], ram: &GuestRam, seats: &[Seat]) -> Vec<Domain> {
+    let mut from = 0;
+    let mut domain = |node: &Node| {
+        let memory = ram.cut(from, node.memory).map(|(part, _)| part).collect();
+        from += node.memory;
+        let own = seats.iter().filter(|seat| node.vcpus.contains(&seat.index));
+        let distances = node.distances.clone();
+        Domain { apic_ids: own.map(apic_id).collect(), memory, distances }
+    };
+    nodes.iter().map(&mut domain).collect()
 }
 
 /// A guest under construction.
@@ -323,7 +342,7 @@ impl Builder {
     ) -> Result<Self, VmError> {
         let refused = |what| move |source| VmError::Refused { what, source };
         let iommu = translation(&config);
-        let Config { guest, memory, vcpus: placement, tpm, .. } = config;
+        let Config { guest, memory, vcpus: placement, nodes, tpm, .. } = config;
         let kvm = probe::open().map_err(VmError::Kvm)?;
         let tpm = tpm.map(|tpm| Tpm::connect(&guest.name, &tpm.socket)).transpose()?;
         let vm = kvm.create_vm().map_err(refused("a virtual machine"))?;
@@ -339,14 +358,22 @@ impl Builder {
         if let Some(limit) = placement.halt_poll_us {
             halt_poll(&vm, limit).map_err(refused("vcpus.halt_poll_us (KVM_CAP_HALT_POLL)"))?;
         }
-        let ram = GuestRam::build(&memory, go_on)?;
-        let Loaded { start, kind, board, firmware } =
-            load(&ram, &guest.boot, placement.count, iommu, tpm.is_some())?;
+        let ram = GuestRam::build(&memory, &nodes, go_on)?;
+        let seats = topology::seats(placement.count, &nodes);
+        let Loaded { start, kind, board, firmware } = load(&ram, &guest.boot, |windows| Board {
+            apic_ids: seats.iter().map(apic_id).collect(),
+            windows,
+            iommu,
+            tpm: tpm.is_some(),
+            domains: domains(&nodes, &ram, &seats),
+        })?;
         let host = vcpu::host_cpuid(&kvm)?;
         let mut vcpus = Vec::new();
-        for index in 0..placement.count {
-            let vcpu = vm.create_vcpu(u64::from(index)).map_err(refused("a vCPU"))?;
-            vcpu::set_up(&host, &vcpu, Seat { index, count: placement.count }, start)?;
+        for seat in seats {
+            // What KVM calls a vCPU's number is its APIC ID.
+            let vcpu = vm.create_vcpu(u64::from(seat.apic_id)).map_err(refused("a vCPU"))?;
+            let others = if placement.hyperv { hyperv::turn_on(&kvm, &vcpu)? } else { Vec::new() };
+            vcpu::set_up(&host, &others, &vcpu, seat, start)?;
             vcpus.push(vcpu);
         }
         let mut platform = Platform::new(vm);

@@ -9,7 +9,7 @@ use beamline_vmm::config::{self, Boot, Device, Image, InputDevice, NetPort, OnRe
 use beamline_vmm::devices::virtio::blk;
 use beamline_vmm::devices::virtio::console::Output;
 use beamline_vmm::probe::{self, KvmKind};
-use beamline_vmm::{Config, memory};
+use beamline_vmm::{Config, hyperv, memory};
 use rustix::fs::{Access, access};
 use serde::Serialize;
 use std::io::ErrorKind;
@@ -39,6 +39,8 @@ struct Report {
     name: String,
     memory: Memory,
     vcpus: Vcpus,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    nodes: Vec<Node>,
     boot: BootReport,
     devices: Vec<DeviceJson>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,6 +68,34 @@ struct Vcpus {
     nice: i32,
     #[serde(skip_serializing_if = "Option::is_none")]
     slice_us: Option<u32>,
+    /// It finds Microsoft's hypervisor.
+    hyperv: bool,
+}
+
+/// A NUMA node of the guest.
+#[derive(Debug, Serialize)]
+struct Node {
+    bytes: u64,
+    vcpus: Vec<u32>,
+    /// Nodes of the host; empty: any.
+    host_nodes: Vec<u32>,
+    distances: Vec<u8>,
+}
+
+impl Node {
+    fn of(node: &config::Node) -> Self {
+        let config::Node { memory, vcpus, host_nodes, distances } = node.clone();
+        Self { bytes: memory, vcpus, host_nodes, distances }
+    }
+
+    /// For people.
+    fn text(&self) -> String {
+        let mut text = format!("{}, vCPUs {:?}", mib(self.bytes), self.vcpus);
+        if !self.host_nodes.is_empty() {
+            text.push_str(&format!(", of host nodes {:?}", self.host_nodes));
+        }
+        text + &format!(", distances {:?}", self.distances)
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -93,7 +123,7 @@ enum What {
 
 /// What keeps the guest of `config` from running whatever the machine does: the first of it.
 pub(crate) fn before(config: &Config, path: &Path) -> anyhow::Result<()> {
-    let found = boot_of(&config.guest.boot).map(drop).and_then(|()| memory_of(&config.memory));
+    let found = boot_of(&config.guest.boot).map(drop).and_then(|()| memory_of(config));
     found.map_err(|f| refused(format!("{}: {}: {}", path.display(), f.place, f.what)))
 }
 
@@ -117,7 +147,7 @@ fn look(config: &Config, path: &Path) -> Report {
     let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     let kind = boot_of(&config.guest.boot).map_err(|e| errors.push(e)).ok().flatten();
     let firmware = matches!(config.guest.boot, Boot::Firmware(_));
-    errors.extend(memory_of(&config.memory).err());
+    errors.extend(memory_of(config).err());
     let bytes = config.memory.size;
     let (host_bytes, available_bytes) = (memory::host(), memory::available());
     // The pools' pages are not among those.
@@ -142,6 +172,12 @@ fn look(config: &Config, path: &Path) -> Report {
         ref kvm if !kvm.usable() => errors.push(finding("/dev/kvm", kvm.to_string())),
         _ => {}
     }
+    if config.vcpus.hyperv
+        && kvm.usable()
+        && let Err(e) = hyperv::check()
+    {
+        errors.push(finding("vcpus.hyperv", format!("{:#}", anyhow::Error::new(e))));
+    }
     for (index, one) in config.devices.iter().enumerate() {
         device_of(index, one, &mut errors, &mut warnings);
     }
@@ -164,7 +200,9 @@ fn look(config: &Config, path: &Path) -> Report {
             cpus: vcpus.cpus.clone(),
             nice: vcpus.nice,
             slice_us: vcpus.slice_us,
+            hyperv: vcpus.hyperv,
         },
+        nodes: config.nodes.iter().map(Node::of).collect(),
         boot: BootReport {
             what: match &guest.boot {
                 Boot::Image(image) => What::Image {
@@ -226,9 +264,10 @@ fn image_of(image: &Image) -> Result<Kind, Finding> {
     })
 }
 
-/// What of the memory the host has not.
-fn memory_of(wanted: &config::Memory) -> Result<(), Finding> {
-    memory::check(wanted).map_err(|e| finding("memory", format!("{:#}", anyhow::Error::new(e))))
+/// What of the memory, and of the host's nodes, the host has not.
+fn memory_of(config: &Config) -> Result<(), Finding> {
+    memory::check(&config.memory, &config.nodes)
+        .map_err(|e| finding("memory", format!("{:#}", anyhow::Error::new(e))))
 }
 
 fn mib(bytes: u64) -> String {
@@ -378,7 +417,13 @@ fn text(report: &Report) -> String {
     if let Some(slice) = vcpus.slice_us {
         cpus.push_str(&format!(", slices of {slice} µs"));
     }
+    if vcpus.hyperv {
+        cpus.push_str(", which find Hyper-V");
+    }
     line("vCPUs", cpus);
+    for (number, node) in report.nodes.iter().enumerate() {
+        line(&format!("node {number}"), node.text());
+    }
     match &boot.what {
         What::Image { image, kind, initrd, cmdline } => {
             let kind = kind.map(|kind| format!(" ({kind})")).unwrap_or_default();

@@ -191,6 +191,7 @@ fn classed(error: VmError) -> anyhow::Error {
         | VmError::Boot(_)
         | VmError::Flash(_)
         | VmError::Acpi(_)
+        | VmError::Hyperv(_)
         | VmError::Connect(_)
         | VmError::Attach(_)
         | VmError::Device(_)

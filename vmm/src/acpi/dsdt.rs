@@ -15,7 +15,9 @@ const CONFIG_PORTS: (u16, u8) = (0xcf8, 8);
 /// The table.
 pub(super) fn table(board: &Board) -> Sdt {
     let mut code = Vec::new();
-    for part in [sleep(), processors(board.vcpus), root_bridge(board), small_devices()] {
+    for part in
+        [sleep(), processors(board.apic_ids.len() as u32), root_bridge(board), small_devices()]
+    {
         code.extend_from_slice(&part);
     }
     if board.tpm {

@@ -118,7 +118,7 @@ fn checksum(file: &str, at: u32, start: u32, length: u32) -> [u8; COMMAND] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::acpi::Translation;
+    use crate::acpi::{Domain, Translation};
     use crate::pci::layout::Windows;
     use std::collections::HashMap;
 
@@ -171,7 +171,9 @@ mod tests {
     fn loaded_tables_are_found_and_sum_to_zero() {
         let windows = Windows::of_firmware(512 << 20, 512 << 20);
         let iommu = Some(Translation { slot: 2, behind: vec![1] });
-        let placed = load(for_firmware(&Board { vcpus: 2, windows, iommu, tpm: true }));
+        let domain = |id| Domain { apic_ids: vec![id], memory: vec![], distances: vec![10, 10] };
+        let (apic_ids, domains) = (vec![0, 1], vec![domain(0), domain(1)]);
+        let placed = load(for_firmware(&Board { apic_ids, windows, iommu, tpm: true, domains }));
         let (base, tables) = &placed[TABLES_FILE];
         let rsdp = &placed[RSDP_FILE].1;
         let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
@@ -186,7 +188,7 @@ mod tests {
         let listed: Vec<&[u8]> =
             xsdt[36..].chunks_exact(8).map(|entry| table(number(entry))).collect();
         let signatures: Vec<&[u8]> = listed.iter().map(|t| &t[..4]).collect();
-        assert_eq!(signatures, [b"FACP", b"APIC", b"MCFG", b"VIOT", b"TPM2"]);
+        assert_eq!(signatures, [b"FACP", b"APIC", b"MCFG", b"VIOT", b"TPM2", b"SRAT", b"SLIT"]);
         let facs = number(&listed[0][36..40]);
         assert!(facs.is_multiple_of(64));
         assert_eq!(&tables[(facs - base) as usize..][..4], b"FACS");

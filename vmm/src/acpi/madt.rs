@@ -20,15 +20,15 @@ const TYPE_LOCAL_NMI: u8 = 4;
 const CONFORMS: u16 = 0;
 const HIGH_LEVEL: u16 = 0b1101;
 
-/// The table of a machine with `vcpus` CPUs.
-pub(super) fn table(vcpus: u32) -> Sdt {
+/// The table of a machine whose CPUs have these APIC IDs.
+pub(super) fn table(apic_ids: &[u8]) -> Sdt {
     let mut madt = empty(*b"APIC", 5);
     let mut body = Vec::new();
     body.extend_from_slice(&LOCAL_APIC.to_le_bytes());
     body.extend_from_slice(&PC_COMPATIBLE.to_le_bytes());
-    for id in (0..=u8::MAX).take(vcpus as usize) {
+    for (processor, id) in (0..=u8::MAX).zip(apic_ids) {
         // Processor and APIC ID, then: enabled.
-        body.extend_from_slice(&[TYPE_LOCAL_APIC, 8, id, id, 1, 0, 0, 0]);
+        body.extend_from_slice(&[TYPE_LOCAL_APIC, 8, processor, *id, 1, 0, 0, 0]);
     }
     body.extend_from_slice(&[TYPE_IO_APIC, 12, 0, 0]);
     body.extend_from_slice(&IO_APIC.to_le_bytes());

@@ -1,20 +1,22 @@
 //! ACPI tables (ACPI 6.5): what a stock kernel needs to find CPUs, interrupts, PCI and the power switch.
 //!
 //! They lie from [`TABLES`] on, in what the memory map calls reserved: RSDP first, the rest in the order in
-//! which they refer to each other. SRAT and SLIT are missing: a guest has one NUMA node.
+//! which they refer to each other. SRAT and SLIT are there where the guest has NUMA nodes.
 
 mod dsdt;
 mod fadt;
 mod loader;
 mod madt;
 mod mcfg;
+mod slit;
+mod srat;
 mod tpm2;
 mod viot;
 
 pub use loader::{Files, LOADER_FILE, RSDP_FILE, TABLES_FILE, for_firmware};
 
 use crate::Gpa;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Part};
 use crate::pci::layout::Windows;
 use acpi_tables::facs::FACS;
 use acpi_tables::rsdp::Rsdp;
@@ -51,14 +53,27 @@ pub enum AcpiError {
 /// What the tables tell of the machine.
 #[derive(Clone, Debug)]
 pub struct Board {
-    /// How many vCPUs: 1 to 64; their APIC IDs count from 0.
-    pub vcpus: u32,
+    /// The APIC ID of each vCPU, of which there are 1 to 64.
+    pub apic_ids: Vec<u8>,
     /// Where BARs may be.
     pub windows: Windows,
     /// The IOMMU, if there is one.
     pub iommu: Option<Translation>,
     /// There is a TPM.
     pub tpm: bool,
+    /// Its NUMA nodes; none: nothing is said of nodes.
+    pub domains: Vec<Domain>,
+}
+
+/// A NUMA node, which ACPI calls a proximity domain. Its number is its place in the list.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    /// The APIC IDs of its vCPUs.
+    pub apic_ids: Vec<u8>,
+    /// Its memory.
+    pub memory: Vec<Part>,
+    /// The distance to each node: 10 to itself.
+    pub distances: Vec<u8>,
 }
 
 /// An IOMMU and what is behind it: slots of bus 0.
@@ -116,7 +131,7 @@ impl Tables {
         tables.fadt = tables.add(bytes(&fadt::table(facs, dsdt)));
         let mut listed = vec![
             tables.fadt,
-            tables.add(madt::table(board.vcpus).as_slice().to_vec()),
+            tables.add(madt::table(&board.apic_ids).as_slice().to_vec()),
             tables.add(bytes(&mcfg::table(board.windows))),
         ];
         if let Some(iommu) = &board.iommu {
@@ -124,6 +139,11 @@ impl Tables {
         }
         if board.tpm {
             listed.push(tables.add(tpm2::table().as_slice().to_vec()));
+        }
+        if !board.domains.is_empty() {
+            for table in [srat::table(&board.domains), slit::table(&board.domains)] {
+                listed.push(tables.add(table.as_slice().to_vec()));
+            }
         }
         tables.listed = listed.len();
         let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);

@@ -20,13 +20,21 @@ fn table(ram: &GuestRam, at: u64) -> Vec<u8> {
 }
 
 fn written(vcpus: u32) -> (GuestRam, Vec<Vec<u8>>) {
-    written_with(vcpus, None, false)
+    written_with(vcpus, None)
 }
 
-fn written_with(vcpus: u32, iommu: Option<Translation>, tpm: bool) -> (GuestRam, Vec<Vec<u8>>) {
+fn board(vcpus: u32, iommu: Option<Translation>) -> Board {
+    let apic_ids = (0..vcpus as u8).collect();
+    Board { apic_ids, windows: Windows::default(), iommu, tpm: false, domains: vec![] }
+}
+
+fn written_with(vcpus: u32, iommu: Option<Translation>) -> (GuestRam, Vec<Vec<u8>>) {
+    written_of(&board(vcpus, iommu))
+}
+
+fn written_of(board: &Board) -> (GuestRam, Vec<Vec<u8>>) {
     let ram = GuestRam::new(4 << 20).unwrap();
-    let board = Board { vcpus, windows: Windows::default(), iommu, tpm };
-    let at = write(&ram, &board).unwrap();
+    let at = write(&ram, board).unwrap();
     let mut rsdp = [0; 36];
     ram.memory().read_slice(&mut rsdp, at).unwrap();
     assert_eq!((&rsdp[..8], rsdp[15]), (&b"RSD PTR "[..], 2));
@@ -87,10 +95,7 @@ fn each_vcpu_has_a_local_apic() {
 fn ram_above_four_gib_moves_the_high_window() {
     let window = |ram_end| {
         let windows = Windows::beside(ram_end);
-        (
-            windows.high().0,
-            dsdt::table(&Board { vcpus: 1, windows, iommu: None, tpm: false }).as_slice().to_vec(),
-        )
+        (windows.high().0, dsdt::table(&Board { windows, ..board(1, None) }).as_slice().to_vec())
     };
     for ram_end in [3 << 30, 9 << 30] {
         let (high, dsdt) = window(ram_end);
@@ -101,7 +106,7 @@ fn ram_above_four_gib_moves_the_high_window() {
 #[test]
 fn an_iommu_is_told_with_what_is_behind_it() {
     let iommu = Translation { slot: 7, behind: vec![1, 2, 3, 6] };
-    let (_ram, listed) = written_with(1, Some(iommu), false);
+    let (_ram, listed) = written_with(1, Some(iommu));
     assert_eq!(listed.len(), 4);
     let viot = &listed[3];
     let half = |at: usize| u16::from_le_bytes(viot[at..at + 2].try_into().unwrap());
@@ -122,7 +127,7 @@ fn an_iommu_is_told_with_what_is_behind_it() {
 
 #[test]
 fn a_tpm_is_told_by_a_table_and_a_device() {
-    let (ram, listed) = written_with(1, None, true);
+    let (ram, listed) = written_of(&Board { tpm: true, ..board(1, None) });
     assert_eq!(listed.len(), 4);
     let tpm2 = &listed[3];
     assert_eq!((&tpm2[..4], tpm2[8], tpm2.len()), (&b"TPM2"[..], 4, 64));
@@ -133,4 +138,60 @@ fn a_tpm_is_told_by_a_table_and_a_device() {
     // Memory32Fixed: read and write, address, bytes (ACPI 6.5, table 6.30).
     let page = [&[0x86, 9, 0, 1][..], &0xfed4_0000u32.to_le_bytes(), &0x1000u32.to_le_bytes()];
     assert!(dsdt[at..].windows(12).any(|w| w == page.concat()), "its page");
+}
+
+#[test]
+fn nodes_are_told_with_their_cpus_memory_and_distances() {
+    let part = |at, size| Part { at: Gpa(at), size, offset: 0 };
+    let domains = vec![
+        Domain {
+            apic_ids: vec![0, 1, 2],
+            memory: vec![part(0, layout::WINDOW), part(1 << 32, 1 << 30)],
+            distances: vec![10, 21],
+        },
+        Domain { apic_ids: vec![4], memory: vec![part(5 << 30, 2 << 20)], distances: vec![31, 10] },
+    ];
+    let (_ram, listed) =
+        written_of(&Board { apic_ids: vec![0, 1, 2, 4], domains, ..board(0, None) });
+    let signatures: Vec<&[u8]> = listed.iter().map(|t| &t[..4]).collect();
+    assert_eq!(signatures, [b"FACP", b"APIC", b"MCFG", b"SRAT", b"SLIT"]);
+    // Processor UIDs count; APIC IDs have a gap between packages.
+    assert_eq!(
+        listed[1][44..76].chunks(8).map(|c| (c[2], c[3])).collect::<Vec<_>>(),
+        [(0, 0), (1, 1), (2, 2), (3, 4)]
+    );
+    let srat = &listed[3];
+    assert_eq!((srat[8], u32_at(srat, 36)), (3, 1), "revision and the reserved 1");
+    let (mut at, mut cpus, mut memory) = (48, Vec::new(), Vec::new());
+    while at < srat.len() {
+        match (srat[at], srat[at + 1]) {
+            (0, 16) => {
+                assert_eq!((u32_at(srat, at + 4), u32_at(srat, at + 8)), (1, 0), "enabled");
+                cpus.push((srat[at + 2], srat[at + 3]));
+            }
+            (1, 40) => {
+                assert_eq!(u32_at(srat, at + 28), 1, "enabled");
+                memory.push((u32_at(srat, at + 2), u64_at(srat, at + 8), u64_at(srat, at + 16)));
+            }
+            other => panic!("{other:?}"),
+        }
+        at += usize::from(srat[at + 1]);
+    }
+    assert_eq!(at, srat.len());
+    assert_eq!(cpus, [(0, 0), (0, 1), (0, 2), (1, 4)]);
+    assert_eq!(memory, [(0, 0, layout::WINDOW), (0, 1 << 32, 1 << 30), (1, 5 << 30, 2 << 20)]);
+    assert_eq!((u64_at(&listed[4], 36), &listed[4][44..]), (2, &[10, 21, 31, 10][..]));
+}
+
+#[test]
+fn tables_of_the_largest_machine_fit() {
+    let iommu = Translation { slot: 31, behind: (1..31).step_by(2).collect() };
+    let part = Part { at: Gpa(0), size: 1, offset: 0 };
+    let domain = |n: u8| Domain {
+        apic_ids: (n * 8..n * 8 + 8).collect(),
+        memory: vec![part; 2],
+        distances: vec![10; 8],
+    };
+    let domains = (0..8).map(domain).collect();
+    written_of(&Board { domains, tpm: true, ..board(64, Some(iommu)) });
 }

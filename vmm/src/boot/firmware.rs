@@ -41,7 +41,7 @@ pub fn load(ram: &GuestRam, files: &Files, board: &Board) -> Result<Firmware, Fl
         (window, size.into()),
     ];
     // At most 64.
-    Ok(Firmware { flash, config: FwCfg::new(board.vcpus as u16, told) })
+    Ok(Firmware { flash, config: FwCfg::new(board.apic_ids.len() as u16, told) })
 }
 
 /// The RAM as e820 entries (ACPI 6.5, section 15.1). The first one starts at 0 and has all RAM below 4 GiB:

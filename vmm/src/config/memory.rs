@@ -4,7 +4,7 @@ use super::Wrong;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-const MIB: u64 = 1 << 20;
+pub(super) const MIB: u64 = 1 << 20;
 /// Smallest guest: bytes.
 const MIN: u64 = 2 * MIB;
 /// Half of the addresses that the smallest hardware has: the rest is left to large BARs.
@@ -60,7 +60,8 @@ pub struct Memory {
 }
 
 impl Raw {
-    pub(super) fn check(self) -> Result<Memory, Wrong> {
+    /// `bound` says that the guest's own nodes name nodes of the host.
+    pub(super) fn check(self, bound: bool) -> Result<Memory, Wrong> {
         let wrong = |what: &str| {
             Wrong::new(
                 "memory.size",
@@ -101,7 +102,7 @@ impl Raw {
             return Err(Wrong::new("memory.host_nodes", message));
         }
         // A node's own huge pages cannot be reserved but by taking them.
-        let taken = hugepages.is_some() && !host_nodes.is_empty();
+        let taken = hugepages.is_some() && (bound || !host_nodes.is_empty());
         if taken && self.prefault == Some(false) {
             return Err(Wrong::new(
                 "memory.prefault",
@@ -115,7 +116,7 @@ impl Raw {
 }
 
 /// `"32M"` → bytes; suffixes K, M and G are powers of 1024.
-fn parse_size(text: &str) -> Option<u64> {
+pub(super) fn parse_size(text: &str) -> Option<u64> {
     let (digits, shift) = match text.as_bytes().last()? {
         b'K' => (&text[..text.len() - 1], 10),
         b'M' => (&text[..text.len() - 1], 20),

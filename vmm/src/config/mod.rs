@@ -5,6 +5,7 @@ mod devices;
 mod guest;
 mod iommu;
 mod memory;
+mod node;
 mod tpm;
 mod vcpus;
 
@@ -16,6 +17,7 @@ pub use devices::{
 pub use guest::{Boot, Firmware, Guest, Image, OnReset};
 pub use iommu::Iommu;
 pub use memory::{HugePages, MAX_NODE, Memory};
+pub use node::Node;
 pub use tpm::Tpm;
 pub use vcpus::Vcpus;
 
@@ -87,6 +89,8 @@ pub struct Config {
     pub memory: Memory,
     /// Section `[vcpus]`.
     pub vcpus: Vcpus,
+    /// The `[[node]]` entries, in their memory's order; empty: the guest is not told of nodes.
+    pub nodes: Vec<Node>,
     /// The `[[device]]` entries, in slot order.
     pub devices: Vec<Device>,
     /// Section `[api]`, if it is there.
@@ -106,6 +110,9 @@ struct Raw {
     memory: memory::Raw,
     #[serde(default)]
     vcpus: vcpus::Raw,
+    /// The guest's NUMA nodes, whose memory follows in this order.
+    #[serde(default)]
+    node: Vec<node::Raw>,
     /// The functions on the guest's PCI bus, in slot order from 00:01.0 on.
     #[serde(default)]
     device: Vec<devices::Raw>,
@@ -143,7 +150,9 @@ impl Config {
 
     fn check(raw: Raw, base: &Path) -> Result<Self, Wrong> {
         let devices = devices::check(raw.device, base)?;
-        let memory = raw.memory.check()?;
+        let memory = raw.memory.check(raw.node.iter().any(node::Raw::is_bound))?;
+        let vcpus = raw.vcpus.check()?;
+        let nodes = node::check(raw.node, &memory, vcpus.count)?;
         if memory.hugepages.is_some()
             && let Some(index) = devices.iter().position(|d| matches!(d, Device::Balloon))
         {
@@ -156,7 +165,8 @@ impl Config {
         Ok(Self {
             guest: raw.guest.check(base)?,
             memory,
-            vcpus: raw.vcpus.check()?,
+            vcpus,
+            nodes,
             iommu: raw.iommu.check(&devices)?,
             devices,
             api: raw.api.map(|api| api.check(base)).transpose()?,

@@ -30,6 +30,9 @@ pub(super) struct Raw {
     /// Time slice in microseconds, 100 to 100000: the shorter, the sooner a vCPU gets its turn.
     slice_us: Option<u32>,
     halt_poll_us: Option<u32>,
+    /// The guest finds Microsoft's hypervisor, with its clocks and timers, and not KVM.
+    #[serde(default)]
+    hyperv: bool,
 }
 
 fn one() -> u32 {
@@ -38,7 +41,7 @@ fn one() -> u32 {
 
 impl Default for Raw {
     fn default() -> Self {
-        Self { count: 1, cpus: None, nice: 0, slice_us: None, halt_poll_us: None }
+        Self { count: 1, cpus: None, nice: 0, slice_us: None, halt_poll_us: None, hyperv: false }
     }
 }
 
@@ -56,6 +59,8 @@ pub struct Vcpus {
     /// How long a halted vCPU's thread looks for its next interrupt before it sleeps, in µs, 0 to 10,000, where it
     /// is not KVM's own: it wakes sooner, and keeps a host CPU busy for as long.
     pub halt_poll_us: Option<u32>,
+    /// The guest finds Microsoft's hypervisor, as far as KVM has its interface, and not KVM.
+    pub hyperv: bool,
 }
 
 impl Vcpus {
@@ -94,9 +99,9 @@ impl Raw {
                 ),
             ));
         }
-        let Self { count, nice, slice_us, halt_poll_us, .. } = self;
+        let Self { count, nice, slice_us, halt_poll_us, hyperv, .. } = self;
         let Some(cpus) = self.cpus else {
-            return Ok(Vcpus { count, cpus: vec![], nice, slice_us, halt_poll_us });
+            return Ok(Vcpus { count, cpus: vec![], nice, slice_us, halt_poll_us, hyperv });
         };
         if cpus.is_empty() {
             return Err(Wrong::new(
@@ -111,7 +116,7 @@ impl Raw {
             ));
         }
         let cpus = cpus.into_iter().map(|c| c as usize).collect();
-        Ok(Vcpus { count, cpus, nice, slice_us, halt_poll_us })
+        Ok(Vcpus { count, cpus, nice, slice_us, halt_poll_us, hyperv })
     }
 }
 
@@ -122,8 +127,8 @@ mod tests {
     #[test]
     fn cpus_are_shared_or_one_each() {
         let all = |count, cpus: &[usize]| {
-            let v =
-                Vcpus { count, cpus: cpus.to_vec(), nice: 0, slice_us: None, halt_poll_us: None };
+            let v = Raw { count, ..Raw::default() }.check().unwrap();
+            let v = Vcpus { cpus: cpus.to_vec(), ..v };
             (0..count).map(|i| v.cpus_of(i).to_vec()).collect::<Vec<_>>()
         };
         assert_eq!(all(2, &[4, 6]), [[4], [6]]);

@@ -1,8 +1,8 @@
 //! What of the guest's memory a function sees: all of its RAM at the same addresses, or what an IOMMU has
 //! mapped, and nothing else.
 
-use super::link::LinkError;
-use super::server::Server;
+use super::link::{Link, LinkError};
+use super::server::{Patience, Server};
 use crate::Gpa;
 use crate::devices::virtio::iommu::{Mapping, View, ViewError};
 use crate::memory::RamFile;
@@ -18,13 +18,15 @@ use std::sync::Arc;
 pub struct RamView {
     server: Arc<Server>,
     ram: RamFile,
+    /// What is left for the guest's request that is being carried out.
+    patience: Patience,
     /// First address that the function uses, with the bytes from there on.
     shown: BTreeMap<u64, u64>,
 }
 
 impl RamView {
     pub(super) fn new(server: Arc<Server>, ram: RamFile) -> Self {
-        Self { server, ram, shown: BTreeMap::new() }
+        Self { server, ram, patience: Patience::FULL, shown: BTreeMap::new() }
     }
 
     /// Shows all RAM at its own addresses. The memfd is sealed: the server can map it without fearing that it
@@ -38,11 +40,12 @@ impl RamView {
     fn show(&mut self, mapping: &Mapping) -> Result<(), LinkError> {
         let flags = DmaFlags { read: mapping.read, write: mapping.write };
         let mut done = Vec::new();
-        let Self { server, ram, .. } = self;
+        let Self { server, ram, patience, .. } = self;
         let result = ram.within(mapping.to, mapping.to_last()).try_for_each(|part| {
             let iova = mapping.at + (part.at.0 - mapping.to.0);
             let fd = ram.fd();
-            match server.attempt(|l| l.dma_map(iova, part.size, flags, fd, part.offset)) {
+            let map = |l: &mut dyn Link| l.dma_map(iova, part.size, flags, fd, part.offset);
+            match server.attempt_with(patience, map) {
                 Some(Ok(())) => {
                     done.push((iova, part.size));
                     Ok(())
@@ -65,7 +68,7 @@ impl RamView {
     fn hide(&mut self, iova: u64) -> bool {
         let Some(size) = self.shown.get(&iova).copied() else { return true };
         let refused = matches!(
-            self.server.attempt(|l| l.dma_unmap(iova, size)),
+            self.server.attempt_with(&mut self.patience, |l| l.dma_unmap(iova, size)),
             Some(Err(LinkError::Refused(_)))
         );
         if !refused {
@@ -84,6 +87,10 @@ fn shown(result: &Result<(), LinkError>) -> Result<(), ViewError> {
 }
 
 impl View for RamView {
+    fn begin(&mut self) {
+        self.patience = Patience::FULL;
+    }
+
     fn show_all(&mut self) -> Result<(), ViewError> {
         shown(&self.show_ram())
     }
@@ -113,6 +120,7 @@ mod tests {
     use super::*;
     use crate::clock::TscOffset;
     use crate::memory::GuestRam;
+    use crate::pci::PciFunction;
     use crate::pci::layout::WINDOW;
     use crate::testing::device::Served;
 
@@ -171,5 +179,38 @@ mod tests {
         View::show(&mut view, &mapping(0x1000, 0x1fff, 0)).unwrap();
         view.hide_all().unwrap();
         view.show_all().unwrap();
+    }
+
+    #[test]
+    fn a_server_that_hangs_is_cut_off() {
+        let ram = GuestRam::new(4 << 20).unwrap();
+        let (mut function, mut view, mut served) = attached(&ram);
+        view.hide_all().unwrap();
+        served.probe.seen().hangs_in_maps = true;
+        view.begin();
+        // It ends, by the deadline of each exchange.
+        View::show(&mut view, &mapping(0, 0xfff, 0)).unwrap();
+        assert!(served.is_cut(), "the server hears of it");
+        let mut vendor = [0; 2];
+        function.config_read(0, &mut vendor);
+        assert_eq!(vendor, [0xff; 2], "its function is as dead as a dead server's");
+        view.hide_all().unwrap();
+    }
+
+    #[test]
+    fn a_server_that_takes_long_over_many_mappings_is_cut_off() {
+        let ram = GuestRam::new(4 << 20).unwrap();
+        let (_function, mut view, mut served) = attached(&ram);
+        view.hide_all().unwrap();
+        for at in [0, 0x1000, 0x2000] {
+            view.begin();
+            View::show(&mut view, &mapping(at, at + 0xfff, at)).unwrap();
+        }
+        assert_eq!(served.probe.seen().maps.len(), 3, "each had its own time");
+        // However little an exchange takes, the next one is one too many.
+        view.patience = Patience::LEAST;
+        view.hide_all().unwrap();
+        assert!(served.is_cut());
+        assert_eq!(served.probe.seen().maps.len(), 2);
     }
 }

@@ -84,6 +84,8 @@ pub trait Link: Send {
     ) -> Result<(), LinkError>;
     /// Takes back exactly what was shown by one [`Self::dma_map`]. When it returns, the function uses it no more.
     fn dma_unmap(&mut self, iova: u64, size: u64) -> Result<(), LinkError>;
+    /// Ends the connection: the server hears of it, and every further request says that it is lost.
+    fn hang_up(&mut self);
 }
 
 impl From<ClientError> for LinkError {
@@ -157,5 +159,9 @@ impl Link for Client {
 
     fn dma_unmap(&mut self, iova: u64, size: u64) -> Result<(), LinkError> {
         Ok(Client::dma_unmap(self, iova, size)?)
+    }
+
+    fn hang_up(&mut self) {
+        Client::hang_up(self);
     }
 }

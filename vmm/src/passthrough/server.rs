@@ -2,6 +2,23 @@
 
 use super::link::{Link, LinkError};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long a server may take over one request of the guest's to its IOMMU, all mappings of it together. The last
+/// exchange may go on beyond that until its own end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is left of the patience with a server.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience(Duration);
+
+impl Patience {
+    /// All of it.
+    pub(super) const FULL: Self = Self(PATIENCE);
+    /// Any exchange uses it up.
+    #[cfg(test)]
+    pub(super) const LEAST: Self = Self(Duration::from_nanos(1));
+}
 
 /// The connection, and whether there still is one.
 pub(super) struct Server {
@@ -38,6 +55,33 @@ impl Server {
             return None;
         }
         let result = request(&mut *state.link);
+        self.note(&mut state, &result);
+        Some(result)
+    }
+
+    /// As [`Self::attempt`], where `patience` is left. A server that has used it up is hung up on: it is lost then, so
+    /// that whoever waits for many small answers waits for a bounded time.
+    pub(super) fn attempt_with<T>(
+        &self,
+        patience: &mut Patience,
+        request: impl FnOnce(&mut dyn Link) -> Result<T, LinkError>,
+    ) -> Option<Result<T, LinkError>> {
+        let mut state = self.lock();
+        if state.lost {
+            return None;
+        }
+        if patience.0.is_zero() {
+            state.link.hang_up();
+            let slow = format!(
+                "it took {} s over one request of the guest's to its IOMMU",
+                PATIENCE.as_secs()
+            );
+            self.note(&mut state, &Err::<(), _>(LinkError::Lost(slow)));
+            return None;
+        }
+        let start = Instant::now();
+        let result = request(&mut *state.link);
+        patience.0 = patience.0.saturating_sub(start.elapsed());
         self.note(&mut state, &result);
         Some(result)
     }

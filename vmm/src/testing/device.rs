@@ -60,6 +60,8 @@ pub(crate) struct Seen {
     pub(crate) vectors: Vec<Option<OwnedFd>>,
     pub(crate) connected: bool,
     pub(crate) hangs: bool,
+    /// Mappings are not answered before the probe's gate is signalled.
+    pub(crate) hangs_in_maps: bool,
 }
 
 /// The function's side that a test keeps.
@@ -81,6 +83,12 @@ impl Probe {
     /// Signals a vector as the device would; false if it has no eventfd.
     pub(crate) fn trigger(&self, vector: usize) -> bool {
         self.seen().vectors[vector].as_ref().map(signal).is_some()
+    }
+
+    /// Waits for the gate.
+    fn wait(&self) {
+        let mut gate = [PollFd::new(&*self.gate, PollFlags::IN)];
+        rustix::event::poll(&mut gate, None).unwrap();
     }
 
     /// A word of one of the memfds.
@@ -149,6 +157,7 @@ fn probe() -> Probe {
         vectors: (0..VECTORS).map(|_| None).collect(),
         connected: true,
         hangs: false,
+        hangs_in_maps: false,
     };
     Probe {
         seen: Arc::new(Mutex::new(seen)),
@@ -236,8 +245,7 @@ impl Device for TestDevice {
             }
             RegionIndex(0) if offset == u64::from(bar0::HANG) => {
                 self.0.seen().hangs = true;
-                let mut gate = [PollFd::new(&*self.0.gate, PollFlags::IN)];
-                rustix::event::poll(&mut gate, None).unwrap();
+                self.0.wait();
             }
             _ => {}
         }
@@ -292,6 +300,9 @@ impl Device for TestDevice {
 
     fn dma_map(&mut self, map: DmaMap) -> Result<(), DeviceError> {
         assert!(map.fd.is_some());
+        if self.0.seen().hangs_in_maps {
+            self.0.wait();
+        }
         let mut seen = self.0.seen();
         if seen.maps.len() >= seen.most_maps {
             return Err(DeviceError::Limit("no more mappings".into()));

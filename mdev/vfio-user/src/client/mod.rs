@@ -432,7 +432,7 @@ impl Client {
 
     /// Ends the connection. A server that is there still hears of it, and gives back what it had: guest memory above
     /// all.
-    fn hang_up(&mut self) {
+    pub fn hang_up(&mut self) {
         self.alive = false;
         // It fails where the server has hung up.
         let _ = self.socket.stream().shutdown(Shutdown::Both);

@@ -50,7 +50,7 @@ impl VirtQueue {
 
     /// Takes the next chain that the driver made available; false where there is none.
     pub fn pop(&mut self, chain: &mut Chain) -> bool {
-        if self.broken || !self.shared.may_access_memory() {
+        if self.broken || !self.shared.may_serve() {
             return false;
         }
         let size = self.ring.size();
@@ -140,7 +140,7 @@ impl VirtQueue {
                 self.again();
                 break;
             }
-            if !self.ask_for_kick() || !self.shared.may_access_memory() {
+            if !self.ask_for_kick() || !self.shared.may_serve() {
                 break;
             }
         }

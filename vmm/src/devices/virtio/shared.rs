@@ -25,6 +25,8 @@ pub struct Shared {
     generation: AtomicU8,
     needs_reset: AtomicBool,
     master: AtomicBool,
+    /// Its thread is to take nothing more from the queues.
+    ending: AtomicBool,
     /// How many interrupts were sent.
     interrupts: AtomicU64,
 }
@@ -40,6 +42,7 @@ impl Shared {
             generation: AtomicU8::new(0),
             needs_reset: AtomicBool::new(false),
             master: AtomicBool::new(false),
+            ending: AtomicBool::new(false),
             interrupts: AtomicU64::new(0),
         }
     }
@@ -70,6 +73,16 @@ impl Shared {
     /// Whether the guest lets the function access its memory (bus master enable).
     pub fn may_access_memory(&self) -> bool {
         self.master.load(Ordering::Acquire)
+    }
+
+    /// Whether the device's thread may take what is in the queues.
+    pub(crate) fn may_serve(&self) -> bool {
+        self.may_access_memory() && !self.ending.load(Ordering::Acquire)
+    }
+
+    /// Whether the thread is to end: it finishes the chain that it serves, and takes no other.
+    pub(crate) fn set_ending(&self, ending: bool) {
+        self.ending.store(ending, Ordering::Release);
     }
 
     /// A second handle to the eventfd behind queue `index`'s vector, if it has one now.

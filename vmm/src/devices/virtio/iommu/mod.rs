@@ -9,6 +9,8 @@
 
 mod queue;
 mod registers;
+#[cfg(test)]
+mod slow_tests;
 mod space;
 #[cfg(test)]
 mod tests;
@@ -58,6 +60,9 @@ pub enum ViewError {
 
 /// What one function sees of the guest's memory. When a call returns, what it took away is used no more.
 pub trait View: Send {
+    /// A request of the guest's begins, which may take several of the calls below: a view whose server takes too
+    /// long over all of them gives the server up.
+    fn begin(&mut self) {}
     /// Shows all RAM at its own addresses, where nothing is shown.
     fn show_all(&mut self) -> Result<(), ViewError>;
     /// Shows what is RAM of `mapping`: all of it, or, with an error, nothing. It overlaps nothing that is
@@ -74,12 +79,24 @@ pub type Views = Vec<(u32, Box<dyn View>)>;
 
 /// Domains and endpoints, as registers and queue share them.
 #[derive(Clone)]
-struct Handle(Arc<Mutex<Space>>);
+struct Handle(Arc<Turns>);
+
+struct Turns {
+    /// Held while waiting for the space: whoever has just had it waits here, behind the one who waits for it. So a
+    /// vCPU waits for one request, and not for all that are in the queue.
+    next: Mutex<()>,
+    space: Mutex<Space>,
+}
 
 impl Handle {
+    fn new(space: Space) -> Self {
+        Self(Arc::new(Turns { next: Mutex::new(()), space: Mutex::new(space) }))
+    }
+
     fn lock(&self) -> Guard<'_> {
+        let _turn = self.0.next.lock().unwrap_or_else(PoisonError::into_inner);
         // A panic within a request leaves tables that are whole.
-        Guard(self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        Guard(self.0.space.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -113,8 +130,7 @@ pub struct Iommu {
 impl Iommu {
     /// An IOMMU in front of these endpoints, by number. All of them see all RAM at its own addresses now.
     pub fn new(endpoints: Views) -> Self {
-        let space = Arc::new(Mutex::new(Space::new(endpoints)));
-        Self { space: Handle(space), may_bypass: Cell::new(false) }
+        Self { space: Handle::new(Space::new(endpoints)), may_bypass: Cell::new(false) }
     }
 }
 

@@ -88,6 +88,11 @@ impl Space {
         }
     }
 
+    /// A request begins, with new patience for every endpoint's server.
+    fn begin(&mut self) {
+        self.endpoints.values_mut().for_each(|endpoint| endpoint.view.begin());
+    }
+
     pub(super) fn bypass(&self) -> bool {
         self.bypass
     }
@@ -98,6 +103,7 @@ impl Space {
 
     /// Whether endpoints that are not attached see all RAM from now on.
     pub(super) fn set_bypass(&mut self, bypass: bool) {
+        self.begin();
         self.bypass = bypass;
         for (id, endpoint) in self.endpoints.iter_mut().filter(|(_, e)| e.domain.is_none()) {
             release(*id, endpoint, bypass);
@@ -106,6 +112,7 @@ impl Space {
 
     /// Back to the state before the driver; `bypass` stays (section 5.13.5).
     pub(super) fn reset(&mut self) {
+        self.begin();
         for (id, endpoint) in self.endpoints.iter_mut().filter(|(_, e)| e.domain.is_some()) {
             endpoint.domain = None;
             release(*id, endpoint, self.bypass);
@@ -115,6 +122,7 @@ impl Space {
     }
 
     pub(super) fn attach(&mut self, id: u32, to: u32, bypass: bool) -> Result<(), Status> {
+        self.begin();
         let endpoint = self.endpoints.get_mut(&id).ok_or(Status::Missing)?;
         let new = Domain { bypass, ..Domain::default() };
         let domain = self.domains.get(&to).unwrap_or(&new);
@@ -142,6 +150,7 @@ impl Space {
     }
 
     pub(super) fn detach(&mut self, id: u32, from: u32) -> Result<(), Status> {
+        self.begin();
         let endpoint = self.endpoints.get_mut(&id).ok_or(Status::Missing)?;
         if endpoint.domain != Some(from) {
             return Err(Status::Invalid);
@@ -162,6 +171,7 @@ impl Space {
     }
 
     pub(super) fn map(&mut self, id: u32, mapping: Mapping) -> Result<(), Status> {
+        self.begin();
         let domain = self.domains.get_mut(&id).ok_or(Status::Missing)?;
         // They do not overlap each other, so the last that starts before the end reaches furthest.
         let before = domain.mappings.range(..=mapping.last).next_back();
@@ -191,6 +201,7 @@ impl Space {
 
     /// Removes the mappings within `first..=last`; none where one of them is cut.
     pub(super) fn unmap(&mut self, id: u32, first: u64, last: u64) -> Result<(), Status> {
+        self.begin();
         let domain = self.domains.get_mut(&id).ok_or(Status::Missing)?;
         if domain.bypass {
             return Err(Status::Invalid);

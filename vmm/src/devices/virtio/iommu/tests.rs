@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use registers::{BYPASS, LAST_ADDRESS, Status};
 use std::collections::BTreeMap;
 
-const A: u32 = 1 << 3;
+pub(super) const A: u32 = 1 << 3;
 const B: u32 = 2 << 3;
 const READ: u32 = 1;
 const WRITE: u32 = 2;
@@ -142,7 +142,7 @@ impl Guest {
     }
 }
 
-fn words(kind: u8, words: &[u32]) -> Vec<u8> {
+pub(super) fn words(kind: u8, words: &[u32]) -> Vec<u8> {
     let mut request = vec![kind, 0, 0, 0];
     request.extend(words.iter().flat_map(|word| word.to_le_bytes()));
     request
@@ -395,7 +395,7 @@ proptest! {
     #[test]
     fn views_follow_domains(requests in prop::collection::vec(request(), 0..60), bypass in any::<bool>()) {
         let (a, b) = (Eye::default(), Eye::default());
-        let space = Handle(Arc::new(Mutex::new(Space::new(vec![(A, a.view()), (B, b.view())]))));
+        let space = Handle::new(Space::new(vec![(A, a.view()), (B, b.view())]));
         space.lock().0.set_bypass(bypass);
         for request in requests {
             let _ = space.lock().apply(request);

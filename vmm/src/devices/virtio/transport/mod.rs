@@ -141,7 +141,11 @@ impl Transport {
 
     /// Ends whatever serves the queues: when this returns nothing touches the guest's memory.
     fn stop(&mut self) {
-        if !matches!(std::mem::replace(&mut self.engine, Engine::Idle), Engine::Idle) {
+        // Dropping a thread waits for it.
+        self.shared.set_ending(true);
+        let ran = !matches!(std::mem::replace(&mut self.engine, Engine::Idle), Engine::Idle);
+        self.shared.set_ending(false);
+        if ran {
             self.device.reset();
         }
     }
