@@ -172,7 +172,7 @@ impl Vm {
     }
 
     /// As [`Self::with_console`]. Where the RAM is filled, `go_on` is told ten times a second how far that is, and ends
-    /// it by `false`.
+    /// it by `false`; it is told of nothing to fill while a TPM is waited for.
     pub fn with_progress(
         config: Config,
         console: Box<dyn Console>,
@@ -344,7 +344,9 @@ impl Builder {
         let iommu = translation(&config);
         let Config { guest, memory, vcpus: placement, nodes, tpm, .. } = config;
         let kvm = probe::open().map_err(VmError::Kvm)?;
-        let tpm = tpm.map(|tpm| Tpm::connect(&guest.name, &tpm.socket)).transpose()?;
+        // There is no RAM to fill yet.
+        let mut waits = || go_on(Filled { done: 0, all: 0 });
+        let tpm = tpm.map(|tpm| Tpm::connect(&guest.name, &tpm.socket, &mut waits)).transpose()?;
         let vm = kvm.create_vm().map_err(refused("a virtual machine"))?;
         vm.set_identity_map_address(IDENTITY_MAP).map_err(refused("the identity map's address"))?;
         vm.set_tss_address(TSS).map_err(refused("the TSS address"))?;

@@ -12,6 +12,7 @@ use crate::signals::Stop;
 use crate::terminal::{Keys, Terminal, TerminalConsole};
 use anyhow::Context;
 use beamline_vmm::config::{Api, OnReset};
+use beamline_vmm::devices::tpm::TpmError;
 use beamline_vmm::memory::{Filled, MemoryError};
 use beamline_vmm::sandbox::tell_stdout;
 use beamline_vmm::{Config, Console, ExitReason, Vm, VmError, VmHandle};
@@ -135,7 +136,9 @@ fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitRe
     let vm = match build(config.clone(), console, stop) {
         Ok(vm) => vm,
         // Asked to end before it began.
-        Err(VmError::Memory(MemoryError::Interrupted)) => return Ok(ExitReason::Stopped),
+        Err(VmError::Memory(MemoryError::Interrupted) | VmError::Tpm(TpmError::Interrupted)) => {
+            return Ok(ExitReason::Stopped);
+        }
         Err(error) => return Err(failed(error)),
     };
     if sandbox {
@@ -173,12 +176,14 @@ fn build(config: Config, console: Box<dyn Console>, stop: &Stop) -> Result<Vm, V
     let name = config.guest.name.clone();
     let mut progress = output::Progress::new();
     Vm::with_progress(config, console, &mut |Filled { done, all }| {
-        progress.show(&format!(
-            "{name}: filling its RAM, {} of {} MiB, {}%",
-            done >> 20,
-            all >> 20,
-            u128::from(done) * 100 / u128::from(all.max(1))
-        ));
+        if all > 0 {
+            progress.show(&format!(
+                "{name}: filling its RAM, {} of {} MiB, {}%",
+                done >> 20,
+                all >> 20,
+                u128::from(done) * 100 / u128::from(all)
+            ));
+        }
         !stop.requested()
     })
 }

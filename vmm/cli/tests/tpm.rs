@@ -4,9 +4,11 @@ mod common;
 #[path = "common/elf.rs"]
 mod elf;
 
-use common::{failure, output};
+use common::{beamline, failure, output};
 use elf::elf;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -137,4 +139,21 @@ fn a_tpm_that_is_not_there_is_told() {
     let (code, text) = failure(&["run", "guest.toml"], folder.path());
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("no TPM at tpm.sock: start `swtpm socket --tpm2"), "{text}");
+}
+
+#[test]
+fn a_run_that_waits_for_its_tpm_is_ended_by_a_signal() {
+    if !kvm_or_skip("a_run_that_waits_for_its_tpm_is_ended_by_a_signal") {
+        return;
+    }
+    let folder = folder();
+    let listener = UnixListener::bind(folder.path().join("tpm.sock")).unwrap();
+    let mut run = beamline(&["run", "guest.toml"], folder.path());
+    let child = run.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // It has asked for something, and is never answered.
+    let (mut stream, _) = listener.accept().unwrap();
+    stream.read_exact(&mut [0; 4]).unwrap();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let out = child.wait_with_output().unwrap();
+    assert_eq!(out.status.code(), Some(0), "{out:?}");
 }

@@ -57,10 +57,14 @@ pub struct Tpm {
 
 impl Tpm {
     /// Sets up the emulator that listens at `socket`, and switches its TPM on for the guest `name`. Takes 15 s at
-    /// most.
-    pub fn connect(name: &str, socket: &Path) -> Result<Self, TpmError> {
+    /// most; `go_on` is asked ten times a second meanwhile, and ends it by `false`.
+    pub fn connect(
+        name: &str,
+        socket: &Path,
+        go_on: &mut dyn FnMut() -> bool,
+    ) -> Result<Self, TpmError> {
         let Swtpm { control, data, room, established } =
-            swtpm::connect(socket, BUFFER_SIZE, PATIENCE)?;
+            swtpm::connect(socket, BUFFER_SIZE, PATIENCE, go_on)?;
         let failed = |what| move |source| TpmError::Os { what, source };
         let cut = [data.try_clone().map_err(failed("a descriptor"))?, control];
         let crb = Shared(Arc::new(Mutex::new(Crb::new(room, established))));

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 /// How long the emulator may take until it is set up. It may still be at work on a key for a guest that has ended; no
 /// other guest waits.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+/// How often whoever waits is asked whether to go on.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// A request on the control socket.
 #[derive(Clone, Copy, Debug)]
@@ -96,6 +98,9 @@ pub enum TpmError {
         /// The most that there is: bytes.
         room: usize,
     },
+    /// Whoever waits for it has given up.
+    #[error("the TPM was waited for until somebody ended that")]
+    Interrupted,
     /// The operating system.
     #[error("cannot make {what} for the TPM")]
     Os {
@@ -135,11 +140,17 @@ pub(super) struct Swtpm {
     pub(super) established: bool,
 }
 
-/// Sets up the emulator at `path` for commands of `room` bytes at most, within `patience`, and switches the TPM on anew.
-pub(super) fn connect(path: &Path, room: usize, patience: Duration) -> Result<Swtpm, TpmError> {
+/// Sets up the emulator at `path` for commands of `room` bytes at most, and switches the TPM on anew: within `patience`,
+/// and for as long as `go_on` says so.
+pub(super) fn connect(
+    path: &Path,
+    room: usize,
+    patience: Duration,
+    go_on: &mut dyn FnMut() -> bool,
+) -> Result<Swtpm, TpmError> {
     let stream =
         attempt(path).map_err(|e| TpmError::Nobody { path: path.to_owned(), source: e.into() })?;
-    let mut control = Control { path, stream, deadline: Instant::now() + patience };
+    let mut control = Control { path, stream, deadline: Instant::now() + patience, go_on };
     let [known] = control.ask(GET_CAPABILITY, &[], None)?;
     let needed = [INIT, GET_TPMESTABLISHED, SET_LOCALITY, STOP, SET_DATAFD, SET_BUFFERSIZE];
     if let Some(lacking) = needed.iter().find(|r| known & r.capability == 0) {
@@ -172,6 +183,7 @@ struct Control<'a> {
     path: &'a Path,
     stream: UnixStream,
     deadline: Instant,
+    go_on: &'a mut dyn FnMut() -> bool,
 }
 
 impl Control<'_> {
@@ -183,7 +195,10 @@ impl Control<'_> {
         fd: Option<BorrowedFd<'_>>,
     ) -> Result<[u32; N], TpmError> {
         let (path, name) = (self.path, request.name);
-        let silent = |source| TpmError::Silent { path: path.to_owned(), request: name, source };
+        let silent = |source: io::Error| match source.kind() {
+            io::ErrorKind::Interrupted => TpmError::Interrupted,
+            _ => TpmError::Silent { path: path.to_owned(), request: name, source },
+        };
         let message = [&request.number.to_be_bytes()[..], body].concat();
         self.send(&message, fd).map_err(silent)?;
         match self.word().map_err(silent)? {
@@ -208,7 +223,8 @@ impl Control<'_> {
             ancillary.push(SendAncillaryMessage::ScmRights(&fds));
         }
         let parts = [IoSlice::new(message)];
-        let sent = sendmsg(&self.stream, &parts, &mut ancillary, SendFlags::NOSIGNAL)?;
+        let send = || sendmsg(&self.stream, &parts, &mut ancillary, SendFlags::NOSIGNAL);
+        let sent = rustix::io::retry_on_intr(send)?;
         if sent == message.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
     }
 
@@ -216,11 +232,21 @@ impl Control<'_> {
     fn word(&mut self) -> io::Result<u32> {
         let (mut bytes, mut have) = ([0; 4], 0);
         while let Some(rest) = bytes.get_mut(have..).filter(|rest| !rest.is_empty()) {
-            self.stream.set_read_timeout(Some(self.left()?))?;
+            self.stream.set_read_timeout(Some(self.left()?.min(LOOK)))?;
             match self.stream.read(rest) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(n) => have += n,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // A signal has come, or it is time to look.
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                    ) =>
+                {
+                    if !(self.go_on)() {
+                        return Err(io::ErrorKind::Interrupted.into());
+                    }
+                }
                 Err(e) => return Err(e),
             }
         }

@@ -14,7 +14,7 @@ fn words(words: &[u32]) -> Vec<u8> {
 fn told(number: u32, answer: Vec<u8>, patience: Duration) -> String {
     let control = move |asked| if asked == number { answer.clone() } else { good(asked) };
     let emulator = Fake::start(control, drop);
-    let error = connect(&emulator.path(), ROOM, patience).expect_err("it is wrong");
+    let error = connect(&emulator.path(), ROOM, patience, &mut || true).expect_err("it is wrong");
     emulator.join();
     error.to_string()
 }
@@ -27,7 +27,7 @@ fn an_emulator_is_set_up() {
         data.read_exact(&mut command).unwrap();
         data.write_all(&command::refusal(u32::from(command[11]))).unwrap();
     });
-    let mut tpm = connect(&emulator.path(), ROOM, LONG).unwrap();
+    let mut tpm = connect(&emulator.path(), ROOM, LONG, &mut || true).unwrap();
     assert_eq!((tpm.room, tpm.established), (ROOM, true));
     let answer = execute(&mut tpm.data, &[0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7], ROOM).unwrap();
     assert_eq!(answer, command::refusal(7));
@@ -68,18 +68,35 @@ fn an_emulator_that_is_silent_is_not_waited_for_without_end() {
 }
 
 #[test]
+fn who_waits_for_a_silent_emulator_can_give_up() {
+    let emulator =
+        Fake::start(|number| if number == STOP.number { vec![] } else { good(number) }, drop);
+    let mut looks = 0;
+    let error = connect(&emulator.path(), ROOM, LONG, &mut || {
+        looks += 1;
+        looks < 3
+    });
+    assert!(matches!(error, Err(TpmError::Interrupted)), "{error:?}");
+    assert_eq!(looks, 3);
+    emulator.join();
+}
+
+#[test]
 fn a_missing_emulator_is_named_with_a_remedy() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(SOCKET);
     for _ in 0..2 {
-        let text = connect(&path, ROOM, LONG).unwrap_err().to_string();
+        let text = connect(&path, ROOM, LONG, &mut || true).unwrap_err().to_string();
         assert!(text.contains(SOCKET) && text.contains("swtpm socket --tpm2"), "{text}");
         // A dead one's socket stays.
         drop(std::os::unix::net::UnixListener::bind(&path));
     }
     std::fs::remove_file(&path).unwrap();
     std::fs::write(&path, "").unwrap();
-    assert!(matches!(connect(&path, ROOM, LONG), Err(TpmError::Nobody { .. })), "no socket");
+    assert!(
+        matches!(connect(&path, ROOM, LONG, &mut || true), Err(TpmError::Nobody { .. })),
+        "no socket"
+    );
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn a_command_that_takes_long_holds_nobody_up_and_can_be_cut_off() {
         // It never answers; its connection ends by the other side.
         assert_eq!(data.read(&mut bytes).unwrap(), 0);
     });
-    let tpm = Tpm::connect("vr", &emulator.path()).unwrap();
+    let tpm = Tpm::connect("vr", &emulator.path(), &mut || true).unwrap();
     start(&tpm, &GET_RANDOM);
     assert_eq!(arrives.recv().unwrap(), GET_RANDOM);
     assert_eq!((word(&tpm, CTRL_START), word(&tpm, CTRL_STS)), (START, 0));
@@ -100,7 +100,7 @@ fn an_emulator_that_ends_or_talks_nonsense_leaves_a_failed_tpm() {
     ];
     for end in endings {
         let emulator = Fake::start(good, end);
-        let tpm = Tpm::connect("vr", &emulator.path()).unwrap();
+        let tpm = Tpm::connect("vr", &emulator.path(), &mut || true).unwrap();
         for _ in 0..3 {
             assert_eq!(run(&tpm, &GET_RANDOM), command::refusal(command::RC_FAILURE));
             assert_eq!(word(&tpm, CTRL_STS) & TPM_STS, TPM_STS);
@@ -144,7 +144,7 @@ fn the_real_emulator_works_for_one_guest_after_the_other() {
     let Some(mut emulator) = Real::start(test) else { return };
     let mut random = Vec::new();
     for _ in 0..2 {
-        let tpm = Tpm::connect("vr", &emulator.path()).unwrap();
+        let tpm = Tpm::connect("vr", &emulator.path(), &mut || true).unwrap();
         // It was switched on anew: commands wait for the first one.
         assert_eq!(code(&run(&tpm, &GET_RANDOM)), 0x100, "TPM_RC_INITIALIZE");
         assert_eq!(code(&run(&tpm, &STARTUP)), 0);
@@ -162,16 +162,16 @@ fn the_real_emulator_works_for_one_guest_after_the_other() {
     random.dedup();
     assert_eq!(random.len(), 4);
     // A guest that ends in the middle of a long command leaves it to the next one all the same.
-    let tpm = Tpm::connect("vr", &emulator.path()).unwrap();
+    let tpm = Tpm::connect("vr", &emulator.path(), &mut || true).unwrap();
     assert_eq!(code(&run(&tpm, &STARTUP)), 0);
     start(&tpm, &create());
     drop(tpm);
-    let tpm = Tpm::connect("vr", &emulator.path()).unwrap();
+    let tpm = Tpm::connect("vr", &emulator.path(), &mut || true).unwrap();
     assert_eq!(code(&run(&tpm, &STARTUP)), 0);
     assert_eq!(code(&run(&tpm, &create())), 0);
     drop(tpm);
     // One that dies under its guest.
-    let tpm = Tpm::connect("vr", &emulator.path()).unwrap();
+    let tpm = Tpm::connect("vr", &emulator.path(), &mut || true).unwrap();
     assert_eq!(code(&run(&tpm, &STARTUP)), 0);
     emulator.kill();
     assert_eq!(run(&tpm, &GET_RANDOM), command::refusal(command::RC_FAILURE));
