@@ -213,8 +213,8 @@ impl GuestRam {
         Self::of(size, None)
     }
 
-    /// Makes the RAM that `memory` and the guest's `nodes` ask for. Where it is filled, `go_on` is told ten times a second how far that is,
-    /// and ends it by `false`.
+    /// Makes the RAM that `memory` and the guest's `nodes` ask for. Where it is filled, `go_on` is told ten times a
+    /// second how far that is, and ends it by `false`.
     pub fn build(
         memory: &Memory,
         nodes: &[Node],

@@ -72,8 +72,8 @@ fn bind(region: &MmapRegion, at: usize, size: usize, nodes: &[u32]) -> std::io::
             *word |= 1 << (*node as usize % BITS);
         }
     }
-    // SAFETY: the range is within the mapping in `region`, as was just looked; the mask has as many bits as is said, and the call reads it
-    // only. The kernel takes one bit less than it is told.
+    // SAFETY: the range is within the mapping in `region`, as was just looked; the mask has as many bits as is said,
+    // and the call reads it only. The kernel takes one bit less than it is told.
     let done = unsafe {
         libc::syscall(
             libc::SYS_mbind,

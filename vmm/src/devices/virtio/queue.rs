@@ -109,9 +109,10 @@ impl VirtQueue {
             && u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT != 0
     }
 
-    /// Asks for a kick at the next chain; true where one is there already.
+    /// Asks for a kick at the next chain; true where one is there already that may be taken. Where nothing may be, a
+    /// kick comes when that changes, so that no caller tries again until then.
     pub fn ask_for_kick(&mut self) -> bool {
-        if self.broken {
+        if self.broken || !self.shared.may_serve() {
             return false;
         }
         self.ring.enable_notification(&*self.memory).unwrap_or_else(|_| self.fail())
@@ -140,7 +141,7 @@ impl VirtQueue {
                 self.again();
                 break;
             }
-            if !self.ask_for_kick() || !self.shared.may_serve() {
+            if !self.ask_for_kick() {
                 break;
             }
         }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::devices::virtio::testing::{Driver, Part, RAM, Ring};
+use beamline_abi::pci::{command, config};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
@@ -86,6 +87,23 @@ fn a_slow_peer_loses_nothing_and_holds_up_no_reset() {
     peer.set_nonblocking(false).unwrap();
     print(&mut d, &mut transmit, b"the same peer");
     assert_eq!(read(&mut peer, 13), b"the same peer");
+}
+
+#[test]
+fn a_reset_ends_what_may_not_reach_memory() {
+    let (_peer, ours) = UnixStream::pair().unwrap();
+    let (mut d, _receive, mut transmit) = start(Endpoint::stream(ours).unwrap());
+    let at = d.bytes(b"unheard");
+    d.set_config(config::COMMAND, command::MEMORY.into());
+    d.add(&mut transmit, &[Part::Out(at, 7)]);
+    d.kick(&transmit);
+    let (ended, end) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        d.reset();
+        let _ = ended.send(d.used(&mut transmit));
+    });
+    let used = end.recv_timeout(LONG);
+    assert_eq!(used, Ok(None), "the thread does not try again and again");
 }
 
 #[test]
