@@ -11,6 +11,7 @@
 
 mod calls;
 mod common;
+mod connector;
 mod files;
 mod filter;
 mod host;
@@ -36,6 +37,8 @@ use std::path::Path;
 pub enum Role {
     /// Runs one guest.
     Vmm,
+    /// Connects to the servers of functions that are plugged into a running guest.
+    Connector,
     /// Schedules one GPU and serves its slices.
     Host,
     /// The host's thread that starts renderers. They inherit what it may do, so that it may do all that they
@@ -50,6 +53,7 @@ impl Role {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Vmm => "vmm",
+            Self::Connector => "vmm's connector",
             Self::Host => "host",
             Self::Launcher => "host's launcher",
             Self::Renderer => "renderer",
@@ -59,6 +63,7 @@ impl Role {
     fn calls(self) -> calls::Calls {
         match self {
             Self::Vmm => vmm::calls(),
+            Self::Connector => connector::calls(),
             Self::Host => host::calls(),
             Self::Launcher => host::launcher_calls(),
             Self::Renderer => renderer::calls(),
