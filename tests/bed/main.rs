@@ -17,6 +17,7 @@ mod functions;
 mod guest;
 mod held;
 mod host;
+mod hotplug;
 mod iommu;
 mod killed;
 mod linux;

@@ -156,7 +156,8 @@ mod tests {
             let e = parse(&text).unwrap_err();
             assert!(e.contains(&format!("{key}: ")) && e.contains(word), "{text}: {e}");
         }
-        let firmware = "[guest]\nname = \"a\"\nfirmware = { code = \"c\", variables = \"v\" }\n[memory]\nsize = \"64M\"\n";
+        let firmware =
+            "[guest]\nname = \"a\"\nfirmware = \"c\"\nvariables = \"v\"\n[memory]\nsize = \"64M\"\n";
         let text = firmware.to_owned() + &port("a", "", RNG);
         let e = Config::parse(&text, Path::new("a.toml")).unwrap_err().to_string();
         assert!(e.contains("port: ") && e.contains("firmware"), "{e}");

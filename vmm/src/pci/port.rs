@@ -210,8 +210,9 @@ impl RootPort {
         let control = self.space.word(express::SLOT_CONTROL);
         let events = self.space.word(express::SLOT_STATUS);
         let raise = control & slot::INTERRUPT != 0 && slot::enabled(control) & events != 0;
-        let first = raise && !std::mem::replace(&mut self.raised, raise);
-        if first
+        let was = std::mem::replace(&mut self.raised, raise);
+        if raise
+            && !was
             && self.master
             && let Some(event) = &self.vector.0
         {
