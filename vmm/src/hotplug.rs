@@ -228,3 +228,6 @@ impl Ports {
 pub(crate) fn label(socket: &Path) -> String {
     socket.file_name().map_or_else(|| "vfio-user".to_owned(), |n| n.to_string_lossy().into_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -153,8 +153,9 @@ fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitRe
         api: config.api.as_ref().map(|api| api.socket.clone()),
     });
     let api = api.map(|api| api.serve(config, handle.guest(), connector, events)).transpose()?;
-    let ports = PortEvents::new(config, &handle, events);
-    let ended = wait(&handle, stop, terminal.as_ref(), ports);
+    let mut ports = PortEvents::new(config, &handle, events);
+    let ended = wait(&handle, stop, terminal.as_ref(), &mut ports);
+    ports.look();
     interrupts.conclude(name, &handle, options.json || terminal.is_none())?;
     let reason = ended?;
     // Whoever asked for the end is answered, and nothing is said of the guest after that.
@@ -212,7 +213,7 @@ fn wait(
     handle: &VmHandle,
     stop: &Stop,
     terminal: Option<&Terminal>,
-    mut ports: PortEvents<'_>,
+    ports: &mut PortEvents<'_>,
 ) -> anyhow::Result<ExitReason> {
     let (ended, ends) = UnixStream::pair().context("cannot make a pipe")?;
     std::thread::scope(|scope| {

@@ -1,6 +1,8 @@
 //! A guest as a script sees it: its API, the commands over it, its events, and the check of its file.
 
 mod common;
+#[path = "guest/ports.rs"]
+mod ports;
 
 use common::{beamline, failure, output};
 use rustix::process::{Pid, Signal, kill_process};
