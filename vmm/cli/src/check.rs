@@ -262,12 +262,7 @@ fn place(config: &Config, index: usize) -> String {
 }
 
 /// What a device opens, tried as it is opened, and let go again.
-fn device_of(
-    place: &str,
-    device: &Device,
-    errors: &mut Vec<Finding>,
-    warnings: &mut Vec<Finding>,
-) {
+fn device_of(place: &str, device: &Device, errors: &mut Vec<Finding>, warnings: &mut Vec<Finding>) {
     let at = |key: &str| format!("{place}.{key}");
     let driver = |path: &str, key: &str, mend: &str| {
         access(path, Access::READ_OK | Access::WRITE_OK)

@@ -54,9 +54,8 @@ impl Connector {
             return Ok(None);
         }
         let flags = SocketFlags::CLOEXEC;
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-                .context("cannot make a pair of sockets")?;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
+            .context("cannot make a pair of sockets")?;
         let limit = rustix::net::sockopt::Timeout::Recv;
         rustix::net::sockopt::set_socket_timeout(&ours, limit, Some(ANSWER))
             .context("cannot limit the wait for the connector")?;

@@ -4,8 +4,8 @@ use super::{Board, empty};
 use crate::devices::{power, rtc, serial};
 use crate::pci::layout;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal, IO,
-    If, Interrupt, Local, Memory32Fixed, Method, Name, NotEqual, Or, Package, Path,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, Else, Equal,
+    IO, If, Interrupt, Local, Memory32Fixed, Method, Name, NotEqual, Or, Package, Path,
     ResourceTemplate, Return, Scope, Store, Uuid,
 };
 use acpi_tables::{Aml, AmlSink, sdt::Sdt};
@@ -137,8 +137,7 @@ fn operating_system_control() -> Code {
     let (status, control) = (Path::new("CDW1"), Path::new("CDW3"));
     // The buffer's first word is about the answer, the third one about what is asked for.
     let fields = [(&status, 0u8), (&control, 8)];
-    let [first, third] =
-        [0, 1].map(|i| CreateDWordField::new(fields[i].0, &Arg(3), &fields[i].1));
+    let [first, third] = [0, 1].map(|i| CreateDWordField::new(fields[i].0, &Arg(3), &fields[i].1));
     let uuid = Uuid::new(OSC_UUID);
     let ours = Equal::new(&Arg(0), &uuid);
     let asked = Store::new(&Local(0), &control);

@@ -243,12 +243,7 @@ pub(super) fn load(
 }
 
 /// `struct boot_params`: the header as it came, with what the loader fills in, and the memory map.
-fn zero_page(
-    ram: &GuestRam,
-    header: &Header,
-    initrd: Option<Initrd>,
-    told: Told,
-) -> Vec<u8> {
+fn zero_page(ram: &GuestRam, header: &Header, initrd: Option<Initrd>, told: Told) -> Vec<u8> {
     let mut page = vec![0; zero::SIZE];
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
     put(field::SETUP_SECTORS, &header.bytes);

@@ -203,7 +203,8 @@ fn what_does_not_fit_is_refused_with_a_remedy() {
         matches!(e, BootError::LargeInitrd { .. }) && e.to_string().contains("memory.size"),
         "{e}"
     );
-    let e = load(&ram, &Image { initrd: Some(std::env::temp_dir()), ..guest }, Told::default()).unwrap_err();
+    let e = load(&ram, &Image { initrd: Some(std::env::temp_dir()), ..guest }, Told::default())
+        .unwrap_err();
     assert!(matches!(e, BootError::EmptyInitrd { .. }), "{e}");
 }
 

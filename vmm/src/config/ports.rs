@@ -64,7 +64,8 @@ pub(super) fn check(
     }
     let mut ports: Vec<Port> = Vec::new();
     for (index, Raw { name, plugged, device }) in raw.into_iter().enumerate() {
-        let wrong = |key: &str, message: String| Wrong::new(format!("port[{index}].{key}"), message);
+        let wrong =
+            |key: &str, message: String| Wrong::new(format!("port[{index}].{key}"), message);
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
         if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(plain) {
             return Err(wrong(
@@ -113,8 +114,7 @@ mod tests {
     use std::path::Path;
 
     fn parse(more: &str) -> Result<Config, String> {
-        let text =
-            format!("[guest]\nname = \"a\"\nimage = \"b\"\n[memory]\nsize = \"2M\"\n{more}");
+        let text = format!("[guest]\nname = \"a\"\nimage = \"b\"\n[memory]\nsize = \"2M\"\n{more}");
         Config::parse(&text, Path::new("/etc/a.toml")).map_err(|e| e.to_string())
     }
 
@@ -156,8 +156,7 @@ mod tests {
             let e = parse(&text).unwrap_err();
             assert!(e.contains(&format!("{key}: ")) && e.contains(word), "{text}: {e}");
         }
-        let firmware =
-            "[guest]\nname = \"a\"\nfirmware = \"c\"\nvariables = \"v\"\n[memory]\nsize = \"64M\"\n";
+        let firmware = "[guest]\nname = \"a\"\nfirmware = \"c\"\nvariables = \"v\"\n[memory]\nsize = \"64M\"\n";
         let text = firmware.to_owned() + &port("a", "", RNG);
         let e = Config::parse(&text, Path::new("a.toml")).unwrap_err().to_string();
         assert!(e.contains("port: ") && e.contains("firmware"), "{e}");

@@ -133,11 +133,7 @@ impl Bus {
     }
 
     /// What `what` makes of the function at `seat`, if one is there.
-    fn with<T>(
-        &mut self,
-        seat: Seat,
-        what: impl FnOnce(&mut dyn PciFunction) -> T,
-    ) -> Option<T> {
+    fn with<T>(&mut self, seat: Seat, what: impl FnOnce(&mut dyn PciFunction) -> T) -> Option<T> {
         let (Seat::Slot(slot) | Seat::Behind(slot)) = seat;
         match (seat, self.occupants.get_mut(slot.checked_sub(1)?)?) {
             (Seat::Slot(_), Occupant::Function(f)) => Some(what(f.inner())),
@@ -197,13 +193,7 @@ impl Bus {
     }
 
     /// A write of configuration space on bus 0, within one register.
-    pub fn config_write(
-        &mut self,
-        wiring: &mut dyn Wiring,
-        slot: usize,
-        offset: u16,
-        data: &[u8],
-    ) {
+    pub fn config_write(&mut self, wiring: &mut dyn Wiring, slot: usize, offset: u16, data: &[u8]) {
         self.bus_write(wiring, 0, slot, offset, data);
     }
 
@@ -212,11 +202,13 @@ impl Bus {
             return self.chipset.read(slot, offset, data);
         }
         match self.seat(bus, slot) {
-            Some(Seat::Slot(slot)) => match slot.checked_sub(1).and_then(|i| self.occupants.get_mut(i)) {
-                Some(Occupant::Function(f)) => f.config_read(offset, data),
-                Some(Occupant::Port(slot)) => slot.root().config_read(offset, data),
-                None => nothing(data),
-            },
+            Some(Seat::Slot(slot)) => {
+                match slot.checked_sub(1).and_then(|i| self.occupants.get_mut(i)) {
+                    Some(Occupant::Function(f)) => f.config_read(offset, data),
+                    Some(Occupant::Port(slot)) => slot.root().config_read(offset, data),
+                    None => nothing(data),
+                }
+            }
             Some(Seat::Behind(slot)) => match self.root_port(slot).ok().and_then(Slot::inside) {
                 Some(f) => f.config_read(offset, data),
                 None => nothing(data),
@@ -237,7 +229,8 @@ impl Bus {
             return self.chipset.write(slot, offset, data);
         }
         let effect = match self.seat(bus, slot) {
-            Some(Seat::Slot(at)) => match at.checked_sub(1).and_then(|i| self.occupants.get_mut(i)) {
+            Some(Seat::Slot(at)) => match at.checked_sub(1).and_then(|i| self.occupants.get_mut(i))
+            {
                 Some(Occupant::Function(f)) => f.config_write(wiring, offset, data),
                 Some(Occupant::Port(port)) => {
                     let effect = port.root().config_write(wiring, offset, data);
@@ -285,9 +278,9 @@ impl Bus {
             }
             Some(ecam::Target::Nothing) => return nothing(data),
         }
-        let read = self.find(at, data.len()).and_then(|(seat, bar, offset)| {
-            self.with(seat, |f| f.bar_read(bar, offset, data))
-        });
+        let read = self
+            .find(at, data.len())
+            .and_then(|(seat, bar, offset)| self.with(seat, |f| f.bar_read(bar, offset, data)));
         if read.is_none() {
             nothing(data);
         }

@@ -35,7 +35,9 @@ const PAGE: u64 = 4096;
 
 /// A BAR does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the BARs of all functions do not fit: {size:#x} bytes of BAR{bar} of the function {seat} are over")]
+#[error(
+    "the BARs of all functions do not fit: {size:#x} bytes of BAR{bar} of the function {seat} are over"
+)]
 pub struct Full {
     /// The function.
     pub seat: Seat,

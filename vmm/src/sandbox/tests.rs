@@ -10,8 +10,7 @@ const TASK: &str = "BEAMLINE_SANDBOX_TASK";
 /// Names a folder for the act that uses files.
 const FOLDER: &str = "BEAMLINE_SANDBOX_FOLDER";
 
-const ROLES: [Role; 5] =
-    [Role::Vmm, Role::Connector, Role::Host, Role::Launcher, Role::Renderer];
+const ROLES: [Role; 5] = [Role::Vmm, Role::Connector, Role::Host, Role::Launcher, Role::Renderer];
 
 /// A confined process, which waits for a word before it acts.
 struct Confined {

@@ -23,8 +23,7 @@ static EVENT: AtomicBool = AtomicBool::new(false);
 /// Who this process is, for the line.
 static ROLE: AtomicU8 = AtomicU8::new(0);
 
-const ROLES: [Role; 5] =
-    [Role::Vmm, Role::Connector, Role::Host, Role::Launcher, Role::Renderer];
+const ROLES: [Role; 5] = [Role::Vmm, Role::Connector, Role::Host, Role::Launcher, Role::Renderer];
 
 /// The part of `siginfo_t` that SIGSYS fills (asm-generic/siginfo.h); libc does not name it.
 #[repr(C)]

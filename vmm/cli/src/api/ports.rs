@@ -49,7 +49,8 @@ impl Guest {
         let result = connector.map_or(Err(Errno::NOENT), |connector| connector.connect(port));
         result.map_err(|e| {
             let what = device::opens(device).unwrap_or_default();
-            let mend = "start `beamline host` for this guest first, or correct the device's `socket`";
+            let mend =
+                "start `beamline host` for this guest first, or correct the device's `socket`";
             let said = ErrorJson::new(format!("{what}: {e}"), format!("port {name}"), mend);
             refuse(StatusCode::CONFLICT, &said)
         })

@@ -1,8 +1,8 @@
 //! The subcommands of `beamline guest` that do something to a running guest.
 
 use crate::api::json::{
-    ActJson, BalloonJson, GuestJson, InputJson, PortJson, SerialJson, StateJson, TakenJson, TargetJson,
-    UnplugJson,
+    ActJson, BalloonJson, GuestJson, InputJson, PortJson, SerialJson, StateJson, TakenJson,
+    TargetJson, UnplugJson,
 };
 use crate::client::{self, Client};
 use crate::failure::refused;

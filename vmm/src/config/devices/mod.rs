@@ -118,8 +118,9 @@ pub(super) fn check(raw: Vec<Raw>, base: &Path) -> Result<Vec<Device>, Wrong> {
         ));
     }
     let entries = raw.into_iter().enumerate();
-    let devices: Vec<Device> =
-        entries.map(|(index, raw)| raw.check(&Entry::of_device(index, base))).collect::<Result<_, _>>()?;
+    let devices: Vec<Device> = entries
+        .map(|(index, raw)| raw.check(&Entry::of_device(index, base)))
+        .collect::<Result<_, _>>()?;
     one_each(&devices, &[], base)?;
     Ok(devices)
 }

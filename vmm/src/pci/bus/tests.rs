@@ -34,8 +34,7 @@ impl Rig {
         assert_eq!(bus.add(entropy("0")).unwrap(), 1);
         for (index, slot) in [PORT, OTHER].into_iter().enumerate() {
             let number = index as u8 + 1;
-            let root =
-                RootPort::new("port".into(), number.into(), number, windows.of_port(index));
+            let root = RootPort::new("port".into(), number.into(), number, windows.of_port(index));
             assert_eq!(bus.add_port(root).unwrap(), slot);
             bus.root_port(slot).unwrap().stock(entropy("1")).unwrap();
         }
@@ -158,7 +157,10 @@ fn nothing_of_a_function_is_left_when_it_is_out() {
         assert_eq!(rig.bus.unplug(&mut rig.wiring, PORT, true), Ok(Leaving::Gone));
         assert_eq!(rig.wiring.bells.len(), 0, "round {round}");
         assert!(rig.wiring.vector(0x55).is_none());
-        assert_eq!((rig.state(PORT), rig.mmio(bar), rig.get(1, 0, 0)), (State::Empty, u32::MAX, u32::MAX));
+        assert_eq!(
+            (rig.state(PORT), rig.mmio(bar), rig.get(1, 0, 0)),
+            (State::Empty, u32::MAX, u32::MAX)
+        );
         let again = rig.bus.unplug(&mut rig.wiring, PORT, true);
         assert_eq!(again, Err(SlotError::Empty));
         // The same one comes back as it was at first.
