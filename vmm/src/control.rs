@@ -107,10 +107,12 @@ impl GuestControl {
 
     fn end(&self, reason: ExitReason) -> ExitReason {
         self.life.request_end(reason);
-        self.life.wait(Some(PATIENCE)).unwrap_or_else(|| {
+        let ended = self.life.wait(Some(PATIENCE));
+        // Whoever plugs something in waits for a server no longer either.
+        self.ports.cut();
+        ended.unwrap_or_else(|| {
             // A vCPU waits for a server that does not answer.
             self.cutters.iter().for_each(Cutter::cut);
-            self.ports.cut();
             self.wait()
         })
     }

@@ -37,7 +37,8 @@ const ANSWER: Duration = Duration::from_secs(5);
 
 /// The VMM's end. Dropping it ends the process.
 pub(crate) struct Connector {
-    socket: Mutex<OwnedFd>,
+    /// Gone once a request was not answered: the answer that comes late would be taken for another's.
+    socket: Mutex<Option<OwnedFd>>,
     /// The port of each of the process's sockets.
     ports: Vec<usize>,
 }
@@ -71,16 +72,25 @@ impl Connector {
             .stdout(Stdio::null())
             .spawn()
             .context("cannot start the connector")?;
-        Ok(Some(Self { socket: Mutex::new(ours), ports }))
+        Ok(Some(Self { socket: Mutex::new(Some(ours)), ports }))
     }
 
     /// A connection to the server of port number `port`.
     pub(crate) fn connect(&self, port: usize) -> Result<UnixStream, Errno> {
         let index = self.ports.iter().position(|p| *p == port).ok_or(Errno::NOENT)?;
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
-        // A guest has few ports.
-        send(socket.as_fd(), &[index as u8], None)?;
-        let (errno, fd) = receive(socket.as_fd())?.ok_or(Errno::PIPE)?;
+        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let exchange = |socket: &OwnedFd| {
+            // A guest has few ports.
+            send(socket.as_fd(), &[index as u8], None)?;
+            receive(socket.as_fd())?.ok_or(Errno::PIPE)
+        };
+        let (errno, fd) = match exchange(socket.as_ref().ok_or(Errno::PIPE)?) {
+            Ok(answer) => answer,
+            Err(e) => {
+                *socket = None;
+                return Err(e);
+            }
+        };
         match (i32::from_le_bytes(errno), fd) {
             (0, Some(fd)) => Ok(UnixStream::from(fd)),
             (0, None) => Err(Errno::PROTO),

@@ -158,6 +158,8 @@ fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitRe
     ports.look();
     interrupts.conclude(name, &handle, options.json || terminal.is_none())?;
     let reason = ended?;
+    // It has ended; what is being plugged in is given up.
+    handle.stop();
     // Whoever asked for the end is answered, and nothing is said of the guest after that.
     drop(api);
     match &reason {
