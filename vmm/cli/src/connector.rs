@@ -143,8 +143,11 @@ fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Res
     }
 }
 
-/// The first bytes of the next packet, zeros behind them, and its descriptor; `None` where the other side has gone.
-fn receive(socket: BorrowedFd<'_>) -> Result<Option<([u8; 4], Option<OwnedFd>)>, Errno> {
+/// The first bytes of a packet, zeros behind them, and its descriptor.
+type Packet = ([u8; 4], Option<OwnedFd>);
+
+/// The next packet; `None` where the other side has gone.
+fn receive(socket: BorrowedFd<'_>) -> Result<Option<Packet>, Errno> {
     let mut bytes = [0; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);

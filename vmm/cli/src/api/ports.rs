@@ -9,7 +9,7 @@ use beamline_mdev::host::api::json::ErrorJson;
 use beamline_vmm::PlugError;
 use beamline_vmm::config::{Device, Port};
 use beamline_vmm::pci::port::State;
-use beamline_vmm::pci::slot::{Leaving, SlotError};
+use beamline_vmm::pci::slot::{Leaving, SlotError, SlotWatch};
 use hyper::StatusCode;
 use rustix::io::Errno;
 use std::os::unix::net::UnixStream;
@@ -57,7 +57,7 @@ impl Guest {
     }
 
     fn port_json(&self, name: &str, port: usize) -> PortJson {
-        let state = self.control.port(port).map_or(State::Empty, |watch| watch.state());
+        let state = self.control.port(port).map_or(State::Empty, SlotWatch::state);
         PortJson { port: name.to_owned(), state: device::port_state(state).to_owned() }
     }
 

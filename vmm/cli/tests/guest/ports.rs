@@ -36,7 +36,7 @@ fn ports_take_devices_and_give_them_back() {
     }
     let folder = folder_with(&format!("{GUEST}{PORTS}"));
     let folder = folder.path();
-    std::fs::write(folder.join("disk.img"), [0; 1 << 20]).unwrap();
+    std::fs::write(folder.join("disk.img"), vec![0; 1 << 20]).unwrap();
     std::fs::write(folder.join("host.toml"), HOST).unwrap();
     let guest = Running::start(&[], folder);
     let devices = asked(&["show"], folder)["devices"].clone();
