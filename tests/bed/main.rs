@@ -18,6 +18,7 @@ mod functions;
 mod guest;
 mod held;
 mod host;
+mod hotplug;
 mod hyperv;
 mod iommu;
 mod killed;

@@ -1,11 +1,14 @@
 //! A hold on a guest that was started: what someone outside can do with it.
 
 use crate::devices::virtio::{self, Activity};
+use crate::hotplug::{PlugError, Ports};
 use crate::life::{Life, PauseError};
 use crate::machine::SharedMachine;
 use crate::passthrough::connect::Cutter;
+use crate::pci::slot::{Leaving, SlotWatch};
 use crate::vcpu::{ExitCounters, Exits};
 use crate::vm::ExitReason;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -31,6 +34,7 @@ pub struct GuestControl {
     exits: Arc<[Arc<ExitCounters>]>,
     cutters: Arc<[Cutter]>,
     holds: Arc<[(usize, virtio::Hold)]>,
+    ports: Arc<Ports>,
     started: Instant,
 }
 
@@ -41,9 +45,11 @@ impl GuestControl {
         exits: Vec<Arc<ExitCounters>>,
         cutters: Vec<Cutter>,
         holds: Vec<(usize, virtio::Hold)>,
+        ports: Ports,
     ) -> Self {
         let (exits, cutters, holds) = (exits.into(), cutters.into(), holds.into());
-        Self { life, machine, exits, cutters, holds, started: Instant::now() }
+        let ports = Arc::new(ports);
+        Self { life, machine, exits, cutters, holds, ports, started: Instant::now() }
     }
 
     /// What the guest is doing.
@@ -101,7 +107,10 @@ impl GuestControl {
 
     fn end(&self, reason: ExitReason) -> ExitReason {
         self.life.request_end(reason);
-        self.life.wait(Some(PATIENCE)).unwrap_or_else(|| {
+        let ended = self.life.wait(Some(PATIENCE));
+        // Whoever plugs something in waits for a server no longer either.
+        self.ports.cut();
+        ended.unwrap_or_else(|| {
             // A vCPU waits for a server that does not answer.
             self.cutters.iter().for_each(Cutter::cut);
             self.wait()
@@ -121,6 +130,32 @@ impl GuestControl {
 
     fn hold(&self, index: usize) -> Option<&virtio::Hold> {
         self.holds.iter().find(|(i, _)| *i == index).map(|(_, hold)| hold)
+    }
+
+    /// What is in root port number `port` of the configuration.
+    pub fn port(&self, port: usize) -> Option<&SlotWatch> {
+        self.ports.watch(port)
+    }
+
+    /// Plugs the device of root port number `port` in. One that another process serves needs a `connection` to it, which
+    /// may wait for that server's answers; no other device takes one. The guest's driver sees it a moment later.
+    pub fn plug(&self, port: usize, connection: Option<UnixStream>) -> Result<(), PlugError> {
+        self.ports.plug(port, connection, |slot, function| {
+            let machine = self.machine.upgrade().ok_or(PlugError::Ended)?;
+            Ok(machine.lock().bus.root_port(slot)?.plug(function)?)
+        })
+    }
+
+    /// Asks the guest to let go what is plugged into root port number `port`; where it is `forced`, takes it out at once.
+    /// Nothing of it is mapped and wired once it is gone.
+    pub fn unplug(&self, port: usize, forced: bool) -> Result<Leaving, PlugError> {
+        let slot = self.ports.slot(port)?;
+        if forced {
+            // A vCPU may wait for its server, with the machine's lock.
+            self.ports.cut_one(port);
+        }
+        let machine = self.machine.upgrade().ok_or(PlugError::Ended)?;
+        Ok(machine.lock().unplug(slot, forced)?)
     }
 
     /// Types `bytes` on the guest's serial port. Returns how many were taken: 4096 wait at most until the

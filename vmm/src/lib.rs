@@ -11,7 +11,7 @@
 //! ioeventfd, an interrupt a KVM irqfd, and a mapped page a KVM memory slot ([`passthrough`]). What
 //! does trap is served by the thread of the vCPU that trapped, under the one lock around the machine: the bus,
 //! the devices and KVM's slots and routes. Nothing else takes that lock, apart from someone who types on the
-//! serial port or presses the power button.
+//! serial port, presses the power button, or plugs a device in or out.
 
 pub mod acpi;
 pub mod boot;
@@ -20,6 +20,7 @@ pub mod config;
 mod control;
 mod cpuid;
 pub mod devices;
+pub mod hotplug;
 pub mod hyperv;
 pub mod interrupt;
 mod kick;
@@ -46,6 +47,7 @@ mod tests_firmware;
 pub use config::Config;
 pub use control::{GuestControl, GuestState};
 pub use devices::serial::{Console, LogConsole};
+pub use hotplug::PlugError;
 pub use life::PauseError;
 pub use vcpu::{Exits, GuestError};
 pub use vm::{ExitReason, Vm, VmError, VmHandle};

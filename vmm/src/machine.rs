@@ -8,6 +8,7 @@ use crate::devices::tpm::{self, Tpm};
 use crate::devices::{exit, fw_cfg, reset};
 use crate::interrupt::Gsi;
 use crate::memory::GuestRam;
+use crate::pci::slot::{Leaving, SlotError};
 use crate::pci::{Bus, nothing};
 use crate::platform::Platform;
 use crate::vm::ExitReason;
@@ -137,6 +138,11 @@ impl Machine {
             return;
         }
         self.bus.mmio_write(&mut self.platform, at, data);
+    }
+
+    /// Has what is behind the root port in `slot` taken out.
+    pub(crate) fn unplug(&mut self, slot: usize, forced: bool) -> Result<Leaving, SlotError> {
+        self.bus.unplug(&mut self.platform, slot, forced)
     }
 
     /// The guest's RAM.

@@ -158,9 +158,15 @@ fn parts(size: u64) -> Vec<Part> {
 pub struct RamFile {
     file: Arc<File>,
     parts: Arc<[Part]>,
+    pooled: bool,
 }
 
 impl RamFile {
+    /// Whether it is of huge pages out of the host's pools.
+    pub fn is_of_huge_pages(&self) -> bool {
+        self.pooled
+    }
+
     /// The memfd.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
@@ -279,11 +285,6 @@ impl GuestRam {
         Ok(Self { file, size, pooled: hugepages.is_some(), parts: mapped, memory })
     }
 
-    /// Whether it is of huge pages out of the host's pools.
-    pub fn is_of_huge_pages(&self) -> bool {
-        self.pooled
-    }
-
     /// Bytes, of all parts.
     pub fn size(&self) -> u64 {
         self.size
@@ -328,7 +329,7 @@ impl GuestRam {
 
     /// The file and its layout, to be kept by those who hand pieces of it on.
     pub fn share(&self) -> RamFile {
-        RamFile { file: Arc::clone(&self.file), parts: self.parts().collect() }
+        RamFile { file: Arc::clone(&self.file), parts: self.parts().collect(), pooled: self.pooled }
     }
 
     /// The parts' mappings, for KVM memory slots.
@@ -425,7 +426,7 @@ mod tests {
         let memory = Memory { transparent: true, ..memory(4 << 20, None, true) };
         match GuestRam::build(&memory, &[], &mut |_| true) {
             Ok(ram) => {
-                assert!(!ram.is_of_huge_pages(), "a host takes them");
+                assert!(!ram.share().is_of_huge_pages(), "a host takes them");
                 ram.memory().write_obj(7u32, Gpa(0)).unwrap();
             }
             Err(error) => {

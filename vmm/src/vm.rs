@@ -10,15 +10,16 @@
 
 use crate::acpi::{self, AcpiError, Board, Domain, Translation};
 use crate::boot::firmware::Firmware;
-use crate::boot::{self, BootError, Start};
+use crate::boot::{self, BootError, Start, Told};
 use crate::clock;
-use crate::config::{Boot, Config, Device, Node, Vcpus};
+use crate::config::{self, Boot, Config, Device, Node, Vcpus};
 use crate::control::GuestControl;
 use crate::devices::flash::FlashError;
 use crate::devices::serial::{self, Console, LogConsole, SerialPort};
 use crate::devices::tpm::{Tpm, TpmError};
 use crate::devices::virtio::iommu::{Iommu, Views};
 use crate::devices::virtio::{self, Transport};
+use crate::hotplug::{self, Ports};
 use crate::hyperv::{self, HypervError};
 use crate::interrupt::Gsi;
 use crate::interrupt::posted::Source;
@@ -156,6 +157,7 @@ pub struct Vm {
     cutters: Vec<Cutter>,
     holds: Vec<(usize, virtio::Hold)>,
     stats: Result<VmStats, StatsError>,
+    ports: Ports,
     pages: Vec<TimingView>,
     sources: Vec<(String, Source)>,
 }
@@ -178,7 +180,7 @@ impl Vm {
         console: Box<dyn Console>,
         go_on: &mut dyn FnMut(Filled) -> bool,
     ) -> Result<Self, VmError> {
-        let devices = config.devices.clone();
+        let (devices, ports) = (config.devices.clone(), config.ports.clone());
         let mut builder = Builder::new(config, console, go_on)?;
         for (index, device) in devices.iter().enumerate() {
             let Device::VfioUser(device) = device else {
@@ -186,12 +188,9 @@ impl Vm {
                 continue;
             };
             let (client, cutter) = connect(&device.socket, device.timeout)?;
-            let label = device
-                .socket
-                .file_name()
-                .map_or_else(|| "vfio-user".to_owned(), |n| n.to_string_lossy().into_owned());
-            builder.attach(label, Box::new(client), cutter)?;
+            builder.attach(hotplug::label(&device.socket), Box::new(client), cutter)?;
         }
+        builder.attach_ports(devices.len(), &ports)?;
         builder.finish()
     }
 
@@ -203,7 +202,8 @@ impl Vm {
     /// Runs the guest, each vCPU on a thread of its own.
     pub fn start(self) -> Result<VmHandle, VmError> {
         kick::install().map_err(|source| VmError::Refused { what: "the vCPUs' signal", source })?;
-        let Self { name, placement, vcpus, machine, cutters, holds, stats, pages, .. } = self;
+        let Self { name, placement, vcpus, machine, cutters, holds, stats, .. } = self;
+        let (ports, pages) = (self.ports, self.pages);
         let life = Arc::new(Life::new(vcpus.len()));
         let machine = Arc::new(machine);
         let exits: Vec<_> = vcpus.iter().map(|_| Arc::new(ExitCounters::default())).collect();
@@ -213,6 +213,7 @@ impl Vm {
             exits.clone(),
             cutters,
             holds,
+            ports,
         );
         let mut handle = VmHandle {
             guest,
@@ -269,13 +270,15 @@ struct Loaded {
 fn load(
     ram: &GuestRam,
     boot: &Boot,
+    ports: usize,
     board: impl FnOnce(Windows) -> Board,
 ) -> Result<Loaded, VmError> {
     match boot {
         Boot::Image(image) => {
-            let board = board(Windows::beside(ram.end()));
-            let rsdp = acpi::write(ram, &board)?;
-            let start = boot::load(ram, image, Some(rsdp))?;
+            let windows = Windows::beside(ram.end()).with_ports(ports);
+            let board = board(windows);
+            let told = Told { rsdp: Some(acpi::write(ram, &board)?), windows };
+            let start = boot::load(ram, image, told)?;
             Ok(Loaded { start, kind: Kind::Plain, board, firmware: None })
         }
         Boot::Firmware(files) => {
@@ -317,6 +320,8 @@ struct Builder {
     platform: Platform,
     cutters: Vec<Cutter>,
     holds: Vec<(usize, virtio::Hold)>,
+    ports: Ports,
+    windows: Windows,
     tsc: clock::TscOffset,
     /// The IOMMU, where there is one, and what is behind it so far.
     iommu: Option<(Translation, Views)>,
@@ -324,12 +329,12 @@ struct Builder {
     sources: Vec<(String, Source)>,
 }
 
-/// The IOMMU that the configuration asks for: it comes behind all devices, of which those are behind it that
+/// The IOMMU that the configuration asks for: it comes behind all devices and root ports, of which those are behind it that
 /// other processes serve. The others keep to guest-physical addresses.
 fn translation(config: &Config) -> Option<Translation> {
     let slots = (1u8..).zip(&config.devices);
     config.iommu.enabled.then(|| Translation {
-        slot: config.devices.len() as u8 + 1,
+        slot: (config.devices.len() + config.ports.len()) as u8 + 1,
         behind: slots.filter(|(_, d)| matches!(d, Device::VfioUser(_))).map(|(s, _)| s).collect(),
     })
 }
@@ -342,7 +347,7 @@ impl Builder {
     ) -> Result<Self, VmError> {
         let refused = |what| move |source| VmError::Refused { what, source };
         let iommu = translation(&config);
-        let Config { guest, memory, vcpus: placement, nodes, tpm, .. } = config;
+        let Config { guest, memory, vcpus: placement, nodes, ports, tpm, .. } = config;
         let kvm = probe::open().map_err(VmError::Kvm)?;
         // There is no RAM to fill yet.
         let mut waits = || go_on(Filled { done: 0, all: 0 });
@@ -362,13 +367,14 @@ impl Builder {
         }
         let ram = GuestRam::build(&memory, &nodes, go_on)?;
         let seats = topology::seats(placement.count, &nodes);
-        let Loaded { start, kind, board, firmware } = load(&ram, &guest.boot, |windows| Board {
+        let board = |windows| Board {
             apic_ids: seats.iter().map(apic_id).collect(),
             windows,
             iommu,
             tpm: tpm.is_some(),
             domains: domains(&nodes, &ram, &seats),
-        })?;
+        };
+        let Loaded { start, kind, board, firmware } = load(&ram, &guest.boot, ports.len(), board)?;
         let host = vcpu::host_cpuid(&kvm)?;
         let mut vcpus = Vec::new();
         for seat in seats {
@@ -396,6 +402,7 @@ impl Builder {
         let (label, clock::TscOffset(offset)) = (&guest.name, tsc);
         tracing::info!("{label}: the guest's TSC is the host's plus {}", offset as i64);
         let bus = Bus::new(kind, board.windows);
+        let ports = Ports::new(ram.share(), tsc);
         let (name, cutters, holds) = (guest.name, Vec::new(), Vec::new());
         let (pages, sources) = (Vec::new(), Vec::new());
         Ok(Self {
@@ -410,6 +417,8 @@ impl Builder {
             platform,
             cutters,
             holds,
+            ports,
+            windows: board.windows,
             tsc,
             iommu: board.iommu.map(|told| (told, Vec::new())),
             pages,
@@ -423,7 +432,7 @@ impl Builder {
         link: Box<dyn crate::passthrough::link::Link>,
         cutter: Cutter,
     ) -> Result<(), VmError> {
-        let (function, view) = VfioUser::attach(label, link, &self.ram, self.tsc)?;
+        let (function, view) = VfioUser::attach(label, link, &self.ram.share(), self.tsc)?;
         tracing::debug!("{}: attached", function.label());
         self.sources.push((function.label().to_owned(), Source::Irqfd));
         self.pages.extend(function.timing());
@@ -460,15 +469,25 @@ impl Builder {
         Ok(())
     }
 
+    /// The root ports, with their devices: the number of the first is `first`.
+    fn attach_ports(&mut self, first: usize, ports: &[config::Port]) -> Result<(), VmError> {
+        let memory = Arc::new(self.ram.memory().clone());
+        let board = hotplug::Board { guest: &self.name, windows: self.windows, memory, first };
+        let made = self.ports.build(&board, &mut self.bus, ports)?;
+        self.holds.extend(made.holds);
+        self.sources.extend(made.sources);
+        Ok(())
+    }
+
     fn finish(mut self) -> Result<Vm, VmError> {
         self.attach_iommu()?;
         self.bus.place_bars()?;
         let Self { name, placement, ram, firmware, tpm, vcpus, bus, serial, platform, .. } = self;
         let stats = VmStats::new(platform.vm(), &vcpus);
         let (cutters, holds) = (self.cutters, self.holds);
-        let (pages, sources) = (self.pages, self.sources);
+        let (ports, pages, sources) = (self.ports, self.pages, self.sources);
         let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram, firmware, tpm));
-        Ok(Vm { name, placement, vcpus, machine, cutters, holds, stats, pages, sources })
+        Ok(Vm { name, placement, vcpus, machine, cutters, holds, stats, ports, pages, sources })
     }
 }
 

@@ -178,10 +178,10 @@ fn look(config: &Config, path: &Path) -> Report {
     {
         errors.push(finding("vcpus.hyperv", format!("{:#}", anyhow::Error::new(e))));
     }
-    for (index, one) in config.devices.iter().enumerate() {
-        device_of(index, one, &mut errors, &mut warnings);
+    for (index, one) in config.functions().enumerate() {
+        device_of(&place(config, index), one, &mut errors, &mut warnings);
     }
-    same_file(&config.devices, &mut errors);
+    same_file(config, &mut errors);
     if let Some(api) = &config.api {
         errors.extend(socket("api.socket", &api.socket));
     }
@@ -221,7 +221,7 @@ fn look(config: &Config, path: &Path) -> Report {
                 OnReset::Reboot => "reboot",
             },
         },
-        devices: device::list(&config.devices),
+        devices: device::list(config, |_| None),
         api: config.api.as_ref().map(|api| api.socket.clone()),
         tpm: config.tpm.as_ref().map(|tpm| tpm.socket.clone()),
         kvm: kvm.to_string(),
@@ -299,14 +299,17 @@ fn served(at: String, path: &Path, start: &str) -> Option<Finding> {
     (!is_socket).then(|| finding(at, what()))
 }
 
-/// What device number `index` opens, tried as it is opened, and let go again.
-fn device_of(
-    index: usize,
-    device: &Device,
-    errors: &mut Vec<Finding>,
-    warnings: &mut Vec<Finding>,
-) {
-    let at = |key: &str| format!("device[{index}].{key}");
+/// The key of device number `index`.
+fn place(config: &Config, index: usize) -> String {
+    match index.checked_sub(config.devices.len()) {
+        None => format!("device[{index}]"),
+        Some(port) => format!("port[{port}].device"),
+    }
+}
+
+/// What a device opens, tried as it is opened, and let go again.
+fn device_of(place: &str, device: &Device, errors: &mut Vec<Finding>, warnings: &mut Vec<Finding>) {
+    let at = |key: &str| format!("{place}.{key}");
     let driver = |path: &str, key: &str, mend: &str| {
         access(path, Access::READ_OK | Access::WRITE_OK)
             .err()
@@ -358,9 +361,9 @@ fn device_of(
 }
 
 /// Two names of one disk, of which one writes. The same name twice is refused when the file is read.
-fn same_file(devices: &[Device], errors: &mut Vec<Finding>) {
-    let disks: Vec<_> = devices
-        .iter()
+fn same_file(config: &Config, errors: &mut Vec<Finding>) {
+    let disks: Vec<_> = config
+        .functions()
         .enumerate()
         .filter_map(|(index, device)| {
             let Device::Blk(disk) = device else { return None };
@@ -372,9 +375,10 @@ fn same_file(devices: &[Device], errors: &mut Vec<Finding>) {
         let twin = disks[..place].iter().find(|(_, f, ro)| f == file && !(*ro && *readonly));
         if let Some((twin, ..)) = twin {
             let what = format!(
-                "is the file of device[{twin}], by another name: it can be there twice only if both are readonly"
+                "is the file of {}, by another name: it can be there twice only if both are readonly",
+                self::place(config, *twin)
             );
-            errors.push(finding(format!("device[{index}].path"), what));
+            errors.push(finding(format!("{}.path", self::place(config, *index)), what));
         }
     }
 }
@@ -441,7 +445,8 @@ fn text(report: &Report) -> String {
     line("on reset", boot.on_reset.into());
     for device in &report.devices {
         let opens = device.opens.as_deref().unwrap_or("");
-        line(&device.pci, format!("{:<15} {opens}", device.kind).trim_end().to_owned());
+        let port = device::port_words(device.port.as_ref());
+        line(&device.pci, format!("{:<15} {opens}{port}", device.kind).trim_end().to_owned());
     }
     if let Some(api) = &report.api {
         line("API", api.display().to_string());

@@ -47,7 +47,7 @@ pub(crate) fn vmm_set_up(config: &Config) -> anyhow::Result<()> {
     }
     // What memory there is.
     files.read.extend(MACHINE.map(Into::into));
-    let files = config.devices.iter().map(device).fold(files, Files::and);
+    let files = config.functions().map(device).fold(files, Files::and);
     warn(restrict(&files, Keep::vmm_set_up()).map_err(classed)?);
     Ok(())
 }
@@ -108,6 +108,14 @@ pub(crate) fn guest_set_up() -> anyhow::Result<()> {
 pub(crate) fn guest_run() -> anyhow::Result<()> {
     drop_capabilities(Keep::urgency()).map_err(classed)?;
     confine(Role::Guest, Threads::All).map_err(classed)
+}
+
+/// Leaves this process what connecting to sockets takes. Before it does anything.
+pub(crate) fn connector() -> anyhow::Result<()> {
+    // Sockets of another user's, as for a VMM that is set up. The VMM has said where the kernel cannot.
+    restrict(&own_files(), Keep::vmm_set_up()).map_err(classed)?;
+    drop_capabilities(Keep::connecting()).map_err(classed)?;
+    confine(Role::Connector, Threads::All).map_err(classed)
 }
 
 /// Leaves this process the folders of `config` and what renderers take. Before it starts any thread.

@@ -1,16 +1,31 @@
 //! A guest's devices in words: for its API and for the check of its file.
 
-use crate::api::json::{DeviceJson, DisplayJson};
+use crate::api::json::{DeviceJson, DisplayJson, PortJson};
+use beamline_vmm::Config;
 use beamline_vmm::config::{Device, InputDevice, NetPort};
 use beamline_vmm::devices::virtio::console::Output;
+use beamline_vmm::pci::port::State;
 use std::path::Path;
 
 /// What the name of a slice's vGPU socket ends with.
 const GPU: &str = "-gpu.sock";
 
-/// Where device number `index` of the file is: slot 0 is the host bridge.
-pub(crate) fn pci(index: usize) -> String {
-    format!("00:{:02x}.0", index + 1)
+/// Where device number `index` of the file is: slot 0 is the host bridge, and each root port has a bus behind it, for
+/// as long as the guest gives it no other number.
+pub(crate) fn pci(config: &Config, index: usize) -> String {
+    match index.checked_sub(config.devices.len()) {
+        None => format!("00:{:02x}.0", index + 1),
+        Some(port) => format!("{:02x}:00.0", port + 1),
+    }
+}
+
+/// What is in a root port.
+pub(crate) fn port_state(state: State) -> &'static str {
+    match state {
+        State::Empty => "empty",
+        State::Plugged => "plugged",
+        State::Asked => "asked",
+    }
 }
 
 /// Its `type`.
@@ -52,19 +67,30 @@ pub(crate) fn opens(device: &Device) -> Option<String> {
     })
 }
 
-/// All of them.
-pub(crate) fn list(devices: &[Device]) -> Vec<DeviceJson> {
+/// The same for people, behind what else is said of the device.
+pub(crate) fn port_words(port: Option<&PortJson>) -> String {
+    port.map_or_else(String::new, |port| format!("  port {}: {}", port.port, port.state))
+}
+
+/// All of them. `state` says what is in a root port; by the file alone it is what is there from the start.
+pub(crate) fn list(config: &Config, state: impl Fn(usize) -> Option<State>) -> Vec<DeviceJson> {
     let one = |(index, device)| DeviceJson {
-        pci: pci(index),
+        pci: pci(config, index),
         kind: kind(device).into(),
         opens: opens(device),
+        port: index.checked_sub(config.devices.len()).and_then(|number| {
+            let port = config.ports.get(number)?;
+            let from_start = if port.plugged { State::Plugged } else { State::Empty };
+            let state = state(number).unwrap_or(from_start);
+            Some(PortJson { port: port.name.clone(), state: port_state(state).into() })
+        }),
     };
-    devices.iter().enumerate().map(one).collect()
+    config.functions().enumerate().map(one).collect()
 }
 
 /// The slice whose vGPU the guest has, by the names that a host gives its sockets.
-pub(crate) fn display(devices: &[Device]) -> Option<DisplayJson> {
-    devices.iter().find_map(|device| {
+pub(crate) fn display<'a>(mut devices: impl Iterator<Item = &'a Device>) -> Option<DisplayJson> {
+    devices.find_map(|device| {
         let Device::VfioUser(vfio) = device else { return None };
         let slice = vfio.socket.file_name()?.to_str()?.strip_suffix(GPU)?;
         let folder = vfio.socket.parent().unwrap_or(Path::new(""));
@@ -77,7 +103,6 @@ pub(crate) fn display(devices: &[Device]) -> Option<DisplayJson> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use beamline_vmm::Config;
 
     #[test]
     fn the_slice_is_told_by_the_name_of_the_vgpus_socket() {
@@ -86,7 +111,7 @@ mod tests {
                 "[guest]\nname = \"a\"\nimage = \"b\"\n[memory]\nsize = \"2M\"\n[[device]]\n\
                  type = \"virtio-rng\"\n[[device]]\ntype = \"vfio-user\"\nsocket = \"{socket}\"\n"
             );
-            display(&Config::parse(&text, Path::new("/etc/a.toml")).unwrap().devices)
+            display(Config::parse(&text, Path::new("/etc/a.toml")).unwrap().functions())
         };
         let vr = display("run/vr-2-gpu.sock").unwrap();
         assert_eq!(

@@ -109,6 +109,12 @@ pub(crate) enum GuestEvent {
     Resumed,
     /// Someone pressed its power button over the API.
     PowerButton,
+    /// A device was put into a root port.
+    Plugged { port: String },
+    /// The guest was asked to let it go.
+    UnplugAsked { port: String },
+    /// It was taken out: the guest let it go, or it was forced.
+    Unplugged { port: String },
     /// It was reset, by itself or over the API.
     Reset,
     /// It switched itself off.
@@ -170,6 +176,10 @@ mod tests {
         let started = GuestEvent::Started { guest: "vr".into(), pid: 7, api: None };
         for (event, line) in [
             (started, r#"{"event":"started","guest":"vr","pid":7}"#),
+            (
+                GuestEvent::UnplugAsked { port: "a".into() },
+                r#"{"event":"unplug-asked","port":"a"}"#,
+            ),
             (GuestEvent::PoweredOff, r#"{"event":"powered-off"}"#),
             (GuestEvent::Exited { code: 3 }, r#"{"event":"exited","code":3}"#),
         ] {

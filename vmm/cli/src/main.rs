@@ -9,6 +9,7 @@ mod api;
 mod check;
 mod client;
 mod confine;
+mod connector;
 mod demo;
 mod device;
 mod doctor;
@@ -19,6 +20,7 @@ mod host;
 mod interrupts;
 mod lives;
 mod output;
+mod ports;
 mod process;
 mod renderer;
 mod report;
@@ -91,8 +93,8 @@ enum Command {
     /// What the guest writes to its serial port goes to stdout, line by line. Where stdin and stdout are a
     /// terminal, that becomes the guest's console: every key is the guest's, and Ctrl-A x ends it.
     ///
-    /// With --json, stdout has one JSON object per line: `started`, `paused`, `resumed`, `power-button`, `reset`,
-    /// `powered-off`, `exited`, `stopped`, `failed`, `sandbox-violation`; the serial port goes to stderr then.
+    /// With --json, stdout has one JSON object per line: `started`, `paused`, `resumed`, `power-button`, `plugged`,
+    /// `unplug-asked`, `unplugged`, `reset`, `powered-off`, `exited`, `stopped`, `failed`, `sandbox-violation`; the serial port goes to stderr then.
     Run(run::Run),
     /// Be one guest, without a virtual machine; started by the demo
     #[command(hide = true)]
@@ -133,6 +135,14 @@ enum Command {
         #[arg(long)]
         no_sandbox: bool,
     },
+    /// Connects to the servers of functions that are plugged in later; started by `beamline run`
+    #[command(hide = true)]
+    Connector {
+        #[arg(long)]
+        no_sandbox: bool,
+        /// Their sockets
+        sockets: Vec<PathBuf>,
+    },
     /// Prints the names of all Vulkan devices; started by doctor and demo
     #[command(hide = true)]
     Adapters,
@@ -167,6 +177,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Report(options) => report::report(&options),
         Command::Sim(options) => sim::sim(&options),
         Command::Renderer { no_sandbox } => renderer::renderer(!no_sandbox),
+        Command::Connector { no_sandbox, sockets } => connector::serve(&sockets, !no_sandbox),
         Command::Adapters => doctor::print_adapters(),
     }
 }

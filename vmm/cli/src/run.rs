@@ -3,11 +3,13 @@
 use crate::api::ApiSocket;
 use crate::check;
 use crate::confine;
+use crate::connector::Connector;
 use crate::events::{Events, GuestEvent};
 use crate::failure::{self, RESET, refused_by};
 use crate::interrupts::{Interrupts, LOOK};
 use crate::lives;
 use crate::output;
+use crate::ports::PortEvents;
 use crate::signals::Stop;
 use crate::terminal::{Keys, Terminal, TerminalConsole};
 use anyhow::Context;
@@ -118,6 +120,7 @@ fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitRe
     if let Some(folder) = config.api.as_ref().and_then(|api| api.socket.parent()) {
         confine::make_folder(folder);
     }
+    let connector = Connector::start(config, sandbox)?;
     // Looked up before the sandbox hides it.
     let mut interrupts = Interrupts::here();
     if sandbox {
@@ -152,10 +155,14 @@ fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitRe
         pid: std::process::id(),
         api: config.api.as_ref().map(|api| api.socket.clone()),
     });
-    let api = api.map(|api| api.serve(config, handle.guest(), events)).transpose()?;
-    let ended = wait(&handle, stop, terminal.as_ref());
+    let api = api.map(|api| api.serve(config, handle.guest(), connector, events)).transpose()?;
+    let mut ports = PortEvents::new(config, &handle, events);
+    let ended = wait(&handle, stop, terminal.as_ref(), &mut ports);
+    ports.look();
     interrupts.conclude(name, &handle, options.json || terminal.is_none())?;
     let reason = ended?;
+    // It has ended; what is being plugged in is given up.
+    handle.stop();
     // Whoever asked for the end is answered, and nothing is said of the guest after that.
     drop(api);
     match &reason {
@@ -211,7 +218,12 @@ fn classed(error: VmError) -> anyhow::Error {
 }
 
 /// Waits for the guest's end, or stops it when a signal or Ctrl-A x comes. What is typed goes to the guest.
-fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::Result<ExitReason> {
+fn wait(
+    handle: &VmHandle,
+    stop: &Stop,
+    terminal: Option<&Terminal>,
+    ports: &mut PortEvents<'_>,
+) -> anyhow::Result<ExitReason> {
     let (ended, ends) = UnixStream::pair().context("cannot make a pipe")?;
     std::thread::scope(|scope| {
         let waiter = scope.spawn(move || {
@@ -236,6 +248,7 @@ fn wait(handle: &VmHandle, stop: &Stop, terminal: Option<&Terminal>) -> anyhow::
             }
             // Whatever woke it: a look more does no harm.
             handle.sample_interrupts();
+            ports.look();
             if !fds[0].revents().is_empty() {
                 handle.stop();
                 break;

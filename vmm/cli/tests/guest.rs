@@ -3,6 +3,8 @@
 mod common;
 #[path = "common/elf.rs"]
 mod elf;
+#[path = "guest/ports.rs"]
+mod ports;
 
 use common::{beamline, failure, output};
 use elf::elf;

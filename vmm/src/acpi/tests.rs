@@ -195,3 +195,30 @@ fn tables_of_the_largest_machine_fit() {
     let domains = (0..8).map(domain).collect();
     written_of(&Board { domains, tpm: true, ..board(64, Some(iommu)) });
 }
+
+#[test]
+fn root_ports_are_told_with_their_buses() {
+    let of = |ports| {
+        let ram = GuestRam::new(4 << 20).unwrap();
+        let windows = Windows::default().with_ports(ports);
+        let at = write(&ram, &Board { windows, ..board(1, None) }).unwrap();
+        let xsdt = {
+            let mut rsdp = [0; 36];
+            ram.memory().read_slice(&mut rsdp, at).unwrap();
+            table(&ram, u64_at(&rsdp, 24))
+        };
+        let fadt = table(&ram, u64_at(&xsdt, 36));
+        (table(&ram, u64_at(&xsdt, 52)), table(&ram, u64::from(u32_at(&fadt, 40))))
+    };
+    let osc = |dsdt: &[u8]| dsdt.windows(4).any(|w| w == b"_OSC");
+    let (mcfg, dsdt) = of(0);
+    assert_eq!((&mcfg[..4], u64_at(&mcfg, 44), mcfg[55]), (&b"MCFG"[..], layout::ECAM, 0));
+    assert!(!osc(&dsdt), "there is nothing to be let");
+    let (mcfg, dsdt) = of(3);
+    assert_eq!((u64_at(&mcfg, 44), mcfg[54], mcfg[55]), (layout::ECAM_WITH_PORTS, 0, 3));
+    assert!(osc(&dsdt));
+    // The buses, as a word address space, and configuration space of all four, which is reserved.
+    assert!(dsdt.windows(10).any(|w| w == [0, 0, 0, 0, 3, 0, 0, 0, 4, 0]));
+    let reserved = [(layout::ECAM_WITH_PORTS as u32).to_le_bytes(), (4u32 << 20).to_le_bytes()];
+    assert!(dsdt.windows(8).any(|w| w == reserved.concat()));
+}

@@ -2,7 +2,7 @@
 //! entered in long mode with an identity map, `rsi` pointing at the zero page.
 
 use super::map::{self, IMAGE_START};
-use super::{BootError, CMDLINE, initrd};
+use super::{BootError, CMDLINE, Told, initrd};
 use crate::Gpa;
 use crate::config::Image;
 use crate::memory::GuestRam;
@@ -198,7 +198,7 @@ pub(super) fn load(
     image: &Image,
     mut file: File,
     head: &[u8],
-    rsdp: Option<Gpa>,
+    told: Told,
 ) -> Result<Entry, BootError> {
     let path = &image.path;
     let read = |source| BootError::Read { what: "guest image", path: path.clone(), source };
@@ -234,7 +234,7 @@ pub(super) fn load(
         Some(path) => Some(initrd::load(ram, path, after, header.initrd_max.saturating_add(1))?),
         None => None,
     };
-    ram.memory().write_slice(&zero_page(ram, &header, initrd, rsdp), Gpa(ZERO_PAGE))?;
+    ram.memory().write_slice(&zero_page(ram, &header, initrd, told), Gpa(ZERO_PAGE))?;
     super::write_cmdline(ram, &image.cmdline)?;
     for (at, bytes) in [(GDT, descriptors()), (PAGE_TABLES, page_tables())] {
         ram.memory().write_slice(&bytes, Gpa(at))?;
@@ -243,12 +243,7 @@ pub(super) fn load(
 }
 
 /// `struct boot_params`: the header as it came, with what the loader fills in, and the memory map.
-fn zero_page(
-    ram: &GuestRam,
-    header: &Header,
-    initrd: Option<Initrd>,
-    rsdp: Option<Gpa>,
-) -> Vec<u8> {
+fn zero_page(ram: &GuestRam, header: &Header, initrd: Option<Initrd>, told: Told) -> Vec<u8> {
     let mut page = vec![0; zero::SIZE];
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
     put(field::SETUP_SECTORS, &header.bytes);
@@ -260,9 +255,9 @@ fn zero_page(
         put(field::RAMDISK, &(at.0 as u32).to_le_bytes());
         put(field::RAMDISK_SIZE, &(size as u32).to_le_bytes());
     }
-    put(zero::RSDP, &rsdp.map_or(0, |r| r.0).to_le_bytes());
+    put(zero::RSDP, &told.rsdp.map_or(0, |r| r.0).to_le_bytes());
     put(zero::SENTINEL, &[0]);
-    let ranges = map::ranges(ram);
+    let ranges = map::ranges(ram, told.windows);
     put(zero::E820_ENTRIES, &[ranges.len() as u8]);
     for (range, at) in ranges.iter().zip((zero::E820..).step_by(20)) {
         put(at, &range.at.to_le_bytes());

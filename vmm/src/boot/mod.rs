@@ -22,6 +22,7 @@ pub mod pvh;
 use crate::Gpa;
 use crate::config::Image;
 use crate::memory::GuestRam;
+use crate::pci::layout::Windows;
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use linux_loader::loader::Error as LoaderError;
 use std::fs::File;
@@ -174,14 +175,22 @@ impl Start {
     }
 }
 
-/// Loads the guest's image and initrd, and lays out what it is told. `rsdp` is where the ACPI tables
-/// start, if there are any.
-pub fn load(ram: &GuestRam, image: &Image, rsdp: Option<Gpa>) -> Result<Start, BootError> {
+/// What a guest is told beside its image's own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Told {
+    /// Where the ACPI tables start, if there are any.
+    pub rsdp: Option<Gpa>,
+    /// Where configuration space is.
+    pub windows: Windows,
+}
+
+/// Loads the guest's image and initrd, and lays out what it is told.
+pub fn load(ram: &GuestRam, image: &Image, told: Told) -> Result<Start, BootError> {
     let mut head = [0; HEAD];
     let (file, kind, length) = look(&image.path, &mut head)?;
     match kind {
-        Kind::Elf => Ok(Start::Pvh(pvh::load(ram, image, file, rsdp)?)),
-        Kind::BzImage => Ok(Start::Linux(linux::load(ram, image, file, &head[..length], rsdp)?)),
+        Kind::Elf => Ok(Start::Pvh(pvh::load(ram, image, file, told)?)),
+        Kind::BzImage => Ok(Start::Linux(linux::load(ram, image, file, &head[..length], told)?)),
     }
 }
 

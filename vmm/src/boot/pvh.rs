@@ -2,7 +2,7 @@
 //! protected mode without paging, `ebx` pointing at `hvm_start_info`.
 
 use super::map::{self, IMAGE_START};
-use super::{BootError, CMDLINE, initrd};
+use super::{BootError, CMDLINE, Told, initrd};
 use crate::Gpa;
 use crate::config::Image;
 use crate::memory::GuestRam;
@@ -37,7 +37,7 @@ pub(super) fn load(
     ram: &GuestRam,
     image: &Image,
     mut file: File,
-    rsdp: Option<Gpa>,
+    told: Told,
 ) -> Result<Entry, BootError> {
     let path = &image.path;
     // What an image must leave alone: all of it is below the place where images start.
@@ -66,7 +66,7 @@ pub(super) fn load(
         Some(path) => Some(initrd::load(ram, path, loaded.kernel_end, ram.low_end())?),
         None => None,
     };
-    for (at, bytes) in start_info(ram, initrd, rsdp) {
+    for (at, bytes) in start_info(ram, initrd, told) {
         ram.memory().write_slice(&bytes, at)?;
     }
     super::write_cmdline(ram, &image.cmdline)?;
@@ -81,8 +81,8 @@ fn low_bytes(ram: &GuestRam) -> Result<Vec<u8>, BootError> {
 }
 
 /// The start information, its modules and the memory map, with their places.
-fn start_info(ram: &GuestRam, initrd: Option<Initrd>, rsdp: Option<Gpa>) -> [(Gpa, Vec<u8>); 3] {
-    let ranges = map::ranges(ram);
+fn start_info(ram: &GuestRam, initrd: Option<Initrd>, told: Told) -> [(Gpa, Vec<u8>); 3] {
+    let ranges = map::ranges(ram, told.windows);
     let mut memmap = Vec::new();
     for range in &ranges {
         memmap.extend_from_slice(&range.at.to_le_bytes());
@@ -102,7 +102,7 @@ fn start_info(ram: &GuestRam, initrd: Option<Initrd>, rsdp: Option<Gpa>) -> [(Gp
     for word in [MAGIC, 1, 0, module_count] {
         info.extend_from_slice(&word.to_le_bytes()); // magic, version, flags, modules
     }
-    for long in [module_list, CMDLINE, rsdp.map_or(0, |r| r.0), MEMMAP] {
+    for long in [module_list, CMDLINE, told.rsdp.map_or(0, |r| r.0), MEMMAP] {
         info.extend_from_slice(&long.to_le_bytes()); // modules, command line, RSDP, memory map
     }
     for word in [ranges.len() as u32, 0] {

@@ -30,7 +30,7 @@ fn boot(
     let image = file(image);
     let initrd = initrd.map(file);
     let guest = guest(image.path(), initrd.as_ref().map(NamedTempFile::path), cmdline);
-    load(ram, &guest, Some(Gpa(0xe_0000)))
+    load(ram, &guest, Told { rsdp: Some(Gpa(0xe_0000)), ..Told::default() })
 }
 
 fn refused(image: &[u8]) -> BootError {
@@ -83,9 +83,9 @@ fn bad_elf_images_are_refused() {
 fn a_missing_image_and_a_folder_are_named() {
     let dir = TempDir::new().unwrap();
     let ram = GuestRam::new(2 << 20).unwrap();
-    let e = load(&ram, &guest(&dir.path().join("none"), None, ""), None).unwrap_err();
+    let e = load(&ram, &guest(&dir.path().join("none"), None, ""), Told::default()).unwrap_err();
     assert!(matches!(e, BootError::Open { .. }) && e.to_string().contains("none"), "{e}");
-    let e = load(&ram, &guest(dir.path(), None, ""), None).unwrap_err();
+    let e = load(&ram, &guest(dir.path(), None, ""), Told::default()).unwrap_err();
     assert!(matches!(e, BootError::Read { .. }), "{e}");
 }
 
@@ -196,14 +196,15 @@ fn what_does_not_fit_is_refused_with_a_remedy() {
     let initrd = NamedTempFile::new().unwrap();
     let guest = guest(image.path(), Some(initrd.path()), "");
     initrd.as_file().set_len(room).unwrap();
-    load(&ram, &guest, None).unwrap();
+    load(&ram, &guest, Told::default()).unwrap();
     initrd.as_file().set_len(room + 1).unwrap();
-    let e = load(&ram, &guest, None).unwrap_err();
+    let e = load(&ram, &guest, Told::default()).unwrap_err();
     assert!(
         matches!(e, BootError::LargeInitrd { .. }) && e.to_string().contains("memory.size"),
         "{e}"
     );
-    let e = load(&ram, &Image { initrd: Some(std::env::temp_dir()), ..guest }, None).unwrap_err();
+    let e = load(&ram, &Image { initrd: Some(std::env::temp_dir()), ..guest }, Told::default())
+        .unwrap_err();
     assert!(matches!(e, BootError::EmptyInitrd { .. }), "{e}");
 }
 

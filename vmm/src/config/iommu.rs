@@ -10,7 +10,7 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 #[schemars(rename = "iommu")]
 pub(super) struct Raw {
-    /// There is one, in the slot behind the last device.
+    /// There is one, in the slot behind the last device and port.
     #[serde(default)]
     enabled: bool,
 }

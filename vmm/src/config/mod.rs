@@ -6,6 +6,7 @@ mod guest;
 mod iommu;
 mod memory;
 mod node;
+mod ports;
 mod tpm;
 mod vcpus;
 
@@ -18,6 +19,7 @@ pub use guest::{Boot, Firmware, Guest, Image, OnReset};
 pub use iommu::Iommu;
 pub use memory::{HugePages, MAX_NODE, Memory};
 pub use node::Node;
+pub use ports::Port;
 pub use tpm::Tpm;
 pub use vcpus::Vcpus;
 
@@ -93,6 +95,8 @@ pub struct Config {
     pub nodes: Vec<Node>,
     /// The `[[device]]` entries, in slot order.
     pub devices: Vec<Device>,
+    /// The `[[port]]` entries, in slot order behind those.
+    pub ports: Vec<Port>,
     /// Section `[api]`, if it is there.
     pub api: Option<Api>,
     /// Section `[iommu]`.
@@ -116,6 +120,9 @@ struct Raw {
     /// The functions on the guest's PCI bus, in slot order from 00:01.0 on.
     #[serde(default)]
     device: Vec<devices::Raw>,
+    /// Root ports, in slot order behind the devices: what is plugged in and out while the guest runs.
+    #[serde(default)]
+    port: Vec<ports::Raw>,
     api: Option<api::Raw>,
     #[serde(default)]
     iommu: iommu::Raw,
@@ -162,16 +169,25 @@ impl Config {
                  long as the guest runs: leave out one of them, or use \"transparent\"",
             ));
         }
+        let guest = raw.guest.check(base)?;
+        let iommu = raw.iommu.check(&devices)?;
+        let ports = ports::check(raw.port, base, &guest.boot, &devices, iommu.enabled)?;
         Ok(Self {
-            guest: raw.guest.check(base)?,
+            guest,
             memory,
             vcpus,
             nodes,
-            iommu: raw.iommu.check(&devices)?,
+            iommu,
             devices,
+            ports,
             api: raw.api.map(|api| api.check(base)).transpose()?,
             tpm: raw.tpm.map(|tpm| tpm.check(base)).transpose()?,
         })
+    }
+
+    /// Every device of the file, those of the ports behind the others: a device's number is its place here.
+    pub fn functions(&self) -> impl Iterator<Item = &Device> {
+        self.devices.iter().chain(self.ports.iter().map(|port| &port.device))
     }
 
     /// The JSON schema of a guest's file: its sections, their keys, and the values that those take.

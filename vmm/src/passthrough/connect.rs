@@ -91,7 +91,7 @@ pub fn speak(path: &Path, stream: UnixStream) -> Result<(Client, Cutter), Connec
 }
 
 /// One attempt, which does not wait for a server that is too busy to accept.
-pub(crate) fn attempt(path: &Path) -> rustix::io::Result<UnixStream> {
+pub fn attempt(path: &Path) -> rustix::io::Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;

@@ -127,7 +127,7 @@ mod tests {
     fn attached(ram: &GuestRam) -> (VfioUser, RamView, Served) {
         let (served, link, _) = Served::new();
         let (function, view) =
-            VfioUser::attach("test".into(), link, ram, TscOffset::default()).unwrap();
+            VfioUser::attach("test".into(), link, &ram.share(), TscOffset::default()).unwrap();
         (function, view, served)
     }
 

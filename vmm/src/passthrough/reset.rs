@@ -1,9 +1,9 @@
 //! Function-level reset, as far as the VMM must see it (PCI Express base 5.0, sections 6.6.2 and 7.5.3).
 
 /// Offset of the device control register in the PCI Express capability.
-const DEVICE_CONTROL: u16 = 8;
+pub(super) const DEVICE_CONTROL: u16 = 8;
 /// Its bit "initiate function level reset".
-const INITIATE_FLR: u16 = 1 << 15;
+pub(super) const INITIATE_FLR: u16 = 1 << 15;
 
 /// Whether writing `data` at `offset` of configuration space starts a function-level reset of a function
 /// whose PCI Express capability is at `express`.

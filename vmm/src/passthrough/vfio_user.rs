@@ -8,6 +8,7 @@
 //! contents. The guest goes on.
 
 use super::bar::Backing;
+use super::connect::Cutter;
 use super::dma::RamView;
 use super::link::{Link, LinkError};
 use super::reset;
@@ -15,7 +16,7 @@ use super::server::Server;
 use crate::Gpa;
 use crate::clock::TscOffset;
 use crate::interrupt::watch::TimingView;
-use crate::memory::GuestRam;
+use crate::memory::RamFile;
 use crate::pci::bar::{self, BARS, BarError, BarShapes};
 use crate::pci::msix::{Capability, Msix, MsixError, Signaller};
 use crate::pci::{ConfigEffect, PciFunction, Wiring, nothing};
@@ -90,6 +91,8 @@ pub struct VfioUser {
     msix: Option<Msix>,
     express: Option<u16>,
     tsc: Option<TscOffset>,
+    /// The second handle to its connection, which goes with it.
+    cutter: Option<Arc<Cutter>>,
 }
 
 impl VfioUser {
@@ -98,7 +101,7 @@ impl VfioUser {
     pub fn attach(
         label: String,
         mut link: Box<dyn Link>,
-        ram: &GuestRam,
+        ram: &RamFile,
         tsc: TscOffset,
     ) -> Result<(Self, RamView), AttachError> {
         let l = &mut *link;
@@ -155,7 +158,7 @@ impl VfioUser {
             backing[bar] = Backing::new(&format!("{label}: BAR{bar}"), region, bells, &keep_out);
         }
         let server = Arc::new(Server::new(label.clone(), link));
-        let mut view = RamView::new(Arc::clone(&server), ram.share());
+        let mut view = RamView::new(Arc::clone(&server), ram.clone());
         let showing = if ram.is_of_huge_pages() {
             // They can be given back behind a server's back, and then end it when it looks.
             "showing it the guest's huge pages, which `beamline host` takes only with `memory.hugepages` = \"transparent\","
@@ -174,9 +177,17 @@ impl VfioUser {
             msix,
             express: find(&space, capability::EXPRESS),
             tsc: is_pacer.then_some(tsc),
+            cutter: None,
         };
         this.tell_tsc();
         Ok((this, view))
+    }
+
+    /// The same, which keeps `cutter` for as long as there is the function.
+    #[must_use]
+    pub(crate) fn with_cutter(mut self, cutter: Arc<Cutter>) -> Self {
+        self.cutter = Some(cutter);
+        self
     }
 
     /// The timing page, where this is a pacer whose page is mapped.
@@ -311,6 +322,43 @@ impl PciFunction for VfioUser {
         if let Some(backing) = self.backing.get_mut(bar) {
             backing.unmap(&self.label, wiring);
         }
+    }
+
+    /// By a function-level reset, where the function has one: the protocol's own would reset what is shown of the
+    /// guest's memory with it.
+    fn reset(&mut self, wiring: &mut dyn Wiring) {
+        if let Some(express) = self.express {
+            let flr = reset::INITIATE_FLR.to_le_bytes();
+            let _ = self.config_write(wiring, express + reset::DEVICE_CONTROL, &flr);
+        } else if let Some(msix) = &mut self.msix {
+            self.server.tell(|link| msix.reset(wiring, &mut Vectors(link)));
+        }
+    }
+
+    /// The connection ends with it: the server forgets its guest's memory and interrupts then.
+    fn detach(mut self: Box<Self>, wiring: &mut dyn Wiring) -> Option<Box<dyn PciFunction>> {
+        if let Some(cutter) = &self.cutter {
+            cutter.cut();
+        }
+        if let Some(msix) = &mut self.msix {
+            let Ok(()) = msix.reset(wiring, &mut Nobody);
+        }
+        None
+    }
+}
+
+/// A server that is about to be left needs no word about its vectors.
+struct Nobody;
+
+impl Signaller for Nobody {
+    type Error = std::convert::Infallible;
+
+    fn set(&mut self, _: u32, _: &[BorrowedFd<'_>]) -> Result<(), Self::Error> {
+        Ok(())
+    }
+
+    fn clear(&mut self, _: u32) -> Result<(), Self::Error> {
+        Ok(())
     }
 }
 

@@ -1,12 +1,15 @@
-//! The slots of bus 0, and who answers at an address.
+//! The slots of bus 0, the buses behind its root ports, and who answers at an address.
 
 use super::bar::BARS;
 use super::chipset::{Chipset, Kind};
 use super::config_port::{ADDRESS, ConfigPort, DATA, DATA_END};
 use super::function::{Effect, Function, PciFunction};
-use super::layout::{self, Decoded, Full, Wanted, Windows};
+use super::layout::{self, Decoded, Full, Seat, Wanted, Windows};
+use super::port::RootPort;
+use super::slot::{Leaving, Slot, SlotError};
+use super::wiring::Wiring;
 use super::{ecam, nothing};
-use crate::platform::Platform;
+use crate::Gpa;
 
 /// Why a function cannot be on the bus.
 #[derive(Debug, thiserror::Error)]
@@ -20,15 +23,24 @@ pub enum BusError {
     /// The windows are too small for all BARs.
     #[error(transparent)]
     Layout(#[from] Full),
+    /// A root port's slot.
+    #[error(transparent)]
+    Slot(#[from] SlotError),
 }
 
-/// Bus 0.
+/// What is in a slot of bus 0.
+enum Occupant {
+    Function(Function),
+    Port(Box<Slot>),
+}
+
+/// Bus 0, and those behind its root ports.
 #[derive(Default)]
 pub struct Bus {
     port: ConfigPort,
     chipset: Chipset,
-    /// Slot 0 is the host bridge; function `n` is in slot `n + 1`.
-    functions: Vec<Function>,
+    /// Slot 0 is the host bridge; occupant `n` is in slot `n + 1`.
+    occupants: Vec<Occupant>,
     decoded: Vec<Decoded>,
     windows: Windows,
 }
@@ -41,33 +53,111 @@ impl Bus {
 
     /// Puts `function` into the next slot and returns that slot.
     pub fn add(&mut self, function: Box<dyn PciFunction>) -> Result<usize, BusError> {
-        let end = self.chipset.end();
-        if self.functions.len() + 1 >= end {
-            return Err(BusError::Full { room: end - 1 });
-        }
-        self.functions.push(Function::new(function));
-        Ok(self.functions.len())
+        self.occupy(Occupant::Function(Function::new(function)))
     }
 
-    /// Gives every BAR an address. Memory decode stays off until the guest turns it on.
+    /// Puts a root port into the next slot and returns that slot.
+    pub fn add_port(&mut self, port: RootPort) -> Result<usize, BusError> {
+        self.occupy(Occupant::Port(Box::new(Slot::new(port))))
+    }
+
+    fn occupy(&mut self, occupant: Occupant) -> Result<usize, BusError> {
+        let end = self.chipset.end();
+        if self.occupants.len() + 1 >= end {
+            return Err(BusError::Full { room: end - 1 });
+        }
+        self.occupants.push(occupant);
+        Ok(self.occupants.len())
+    }
+
+    /// Gives every BAR on bus 0 an address. Memory decode stays off until the guest turns it on. What is behind a root
+    /// port the guest places itself, as it does with what comes later.
     pub fn place_bars(&mut self) -> Result<(), BusError> {
         let mut wanted = Vec::new();
-        for (slot, function) in (1..).zip(&mut self.functions) {
-            for (bar, shape) in function.bars().shapes().iter().enumerate() {
-                wanted.extend(shape.map(|shape| Wanted { slot, bar, shape }));
+        for (slot, occupant) in (1..).zip(&mut self.occupants) {
+            let bars = match occupant {
+                Occupant::Function(f) => f.bars(),
+                Occupant::Port(slot) => slot.root().bars(),
+            };
+            for (bar, shape) in bars.shapes().iter().enumerate() {
+                let seat = Seat::Slot(slot);
+                wanted.extend(shape.map(|shape| Wanted { seat, bar, shape }));
             }
         }
-        for (slot, bar, at) in layout::place(self.windows, wanted)? {
-            if let Some(function) = self.function(slot) {
-                function.bars().place(bar, at);
+        for (seat, bar, at) in layout::place(self.windows, wanted)? {
+            let Seat::Slot(slot) = seat else { continue };
+            match slot.checked_sub(1).and_then(|i| self.occupants.get_mut(i)) {
+                Some(Occupant::Function(f)) => f.bars().place(bar, at),
+                Some(Occupant::Port(slot)) => slot.root().bars().place(bar, at),
+                None => {}
             }
         }
         Ok(())
     }
 
-    /// The function in `slot`.
-    pub fn function(&mut self, slot: usize) -> Option<&mut Function> {
-        self.functions.get_mut(slot.checked_sub(1)?)
+    /// The root port in `slot`.
+    pub fn root_port(&mut self, slot: usize) -> Result<&mut Slot, SlotError> {
+        match slot.checked_sub(1).and_then(|i| self.occupants.get_mut(i)) {
+            Some(Occupant::Port(slot)) => Ok(slot),
+            _ => Err(SlotError::NoPort),
+        }
+    }
+
+    /// Has the function behind the root port in `slot` taken out: by the guest, when it has let it go, or at once where
+    /// that is `forced`.
+    pub fn unplug(
+        &mut self,
+        wiring: &mut dyn Wiring,
+        slot: usize,
+        forced: bool,
+    ) -> Result<Leaving, SlotError> {
+        let port = self.root_port(slot)?;
+        if forced {
+            port.inside().ok_or(SlotError::Empty)?;
+        } else if port.ask()? == Leaving::Asked {
+            return Ok(Leaving::Asked);
+        }
+        self.take_out(wiring, slot);
+        Ok(Leaving::Gone)
+    }
+
+    fn take_out(&mut self, wiring: &mut dyn Wiring, slot: usize) {
+        let seat = Seat::Behind(slot);
+        for d in self.decoded.extract_if(.., |d| d.seat == seat).collect::<Vec<_>>() {
+            self.with(seat, |f| f.unmap(wiring, d.bar));
+        }
+        if let Ok(port) = self.root_port(slot) {
+            port.take_out(wiring);
+        }
+        self.decode(wiring);
+    }
+
+    /// What `what` makes of the function at `seat`, if one is there.
+    fn with<T>(&mut self, seat: Seat, what: impl FnOnce(&mut dyn PciFunction) -> T) -> Option<T> {
+        let (Seat::Slot(slot) | Seat::Behind(slot)) = seat;
+        match (seat, self.occupants.get_mut(slot.checked_sub(1)?)?) {
+            (Seat::Slot(_), Occupant::Function(f)) => Some(what(f.inner())),
+            (Seat::Slot(_), Occupant::Port(slot)) => Some(what(slot.root().inner())),
+            (Seat::Behind(_), Occupant::Port(slot)) => Some(what(slot.inside()?.inner())),
+            (Seat::Behind(_), Occupant::Function(_)) => None,
+        }
+    }
+
+    /// The function that slot `slot` of bus `bus` is: behind a root port there is one, by the bus number that the guest
+    /// gave the port. Of two ports with the same number the first one has it.
+    fn seat(&self, bus: u8, slot: usize) -> Option<Seat> {
+        if bus == 0 {
+            return Some(Seat::Slot(slot));
+        }
+        if slot != 0 {
+            return None;
+        }
+        let found = (1..).zip(&self.occupants).find_map(|(at, occupant)| {
+            let Occupant::Port(port) = occupant else { return None };
+            let root = port.look().look();
+            (root.secondary() == bus).then_some((at, root.link()))
+        });
+        found.and_then(|(at, link)| link.then_some(Seat::Behind(at)))
     }
 
     /// A read of `port`; true if it is one of the bus's.
@@ -75,7 +165,7 @@ impl Bus {
         match port {
             ADDRESS => self.port.read_address(data),
             DATA..=DATA_END => match self.port.target(port, data.len()) {
-                Some(t) => self.config_read(t.slot, t.offset, data),
+                Some(t) => self.bus_read(t.bus, t.slot, t.offset, data),
                 None => nothing(data),
             },
             _ => return false,
@@ -84,12 +174,12 @@ impl Bus {
     }
 
     /// A write of `port`; true if it is one of the bus's.
-    pub fn io_write(&mut self, platform: &mut Platform, port: u16, data: &[u8]) -> bool {
+    pub fn io_write(&mut self, wiring: &mut dyn Wiring, port: u16, data: &[u8]) -> bool {
         match port {
             ADDRESS => self.port.write_address(data),
             DATA..=DATA_END => {
                 if let Some(t) = self.port.target(port, data.len()) {
-                    self.config_write(platform, t.slot, t.offset, data);
+                    self.bus_write(wiring, t.bus, t.slot, t.offset, data);
                 }
             }
             _ => return false,
@@ -97,92 +187,154 @@ impl Bus {
         true
     }
 
-    /// A read of configuration space, within one register.
+    /// A read of configuration space on bus 0, within one register.
     pub fn config_read(&mut self, slot: usize, offset: u16, data: &mut [u8]) {
-        if self.chipset.has(slot) {
+        self.bus_read(0, slot, offset, data);
+    }
+
+    /// A write of configuration space on bus 0, within one register.
+    pub fn config_write(&mut self, wiring: &mut dyn Wiring, slot: usize, offset: u16, data: &[u8]) {
+        self.bus_write(wiring, 0, slot, offset, data);
+    }
+
+    fn bus_read(&mut self, bus: u8, slot: usize, offset: u16, data: &mut [u8]) {
+        if bus == 0 && self.chipset.has(slot) {
             return self.chipset.read(slot, offset, data);
         }
-        match self.function(slot) {
-            Some(f) => f.config_read(offset, data),
+        match self.seat(bus, slot) {
+            Some(Seat::Slot(slot)) => {
+                match slot.checked_sub(1).and_then(|i| self.occupants.get_mut(i)) {
+                    Some(Occupant::Function(f)) => f.config_read(offset, data),
+                    Some(Occupant::Port(slot)) => slot.root().config_read(offset, data),
+                    None => nothing(data),
+                }
+            }
+            Some(Seat::Behind(slot)) => match self.root_port(slot).ok().and_then(Slot::inside) {
+                Some(f) => f.config_read(offset, data),
+                None => nothing(data),
+            },
             None => nothing(data),
         }
     }
 
-    /// A write of configuration space, within one register.
-    pub fn config_write(&mut self, platform: &mut Platform, slot: usize, offset: u16, data: &[u8]) {
-        if self.chipset.has(slot) {
+    fn bus_write(
+        &mut self,
+        wiring: &mut dyn Wiring,
+        bus: u8,
+        slot: usize,
+        offset: u16,
+        data: &[u8],
+    ) {
+        if bus == 0 && self.chipset.has(slot) {
             return self.chipset.write(slot, offset, data);
         }
-        let Some(function) = self.function(slot) else { return };
-        if function.config_write(platform, offset, data) == Effect::Decode {
-            self.decode(platform);
+        let effect = match self.seat(bus, slot) {
+            Some(Seat::Slot(at)) => match at.checked_sub(1).and_then(|i| self.occupants.get_mut(i))
+            {
+                Some(Occupant::Function(f)) => f.config_write(wiring, offset, data),
+                Some(Occupant::Port(port)) => {
+                    let effect = port.root().config_write(wiring, offset, data);
+                    return self.obey(wiring, at, effect);
+                }
+                None => return,
+            },
+            Some(Seat::Behind(slot)) => match self.root_port(slot).ok().and_then(Slot::inside) {
+                Some(f) => f.config_write(wiring, offset, data),
+                None => return,
+            },
+            None => return,
+        };
+        if effect == Effect::Decode {
+            self.decode(wiring);
+        }
+    }
+
+    /// Does what a write to the root port in `slot` asks for.
+    fn obey(&mut self, wiring: &mut dyn Wiring, slot: usize, effect: Effect) {
+        let Ok(port) = self.root_port(slot) else { return };
+        let orders = port.root().inner().take_orders();
+        port.tell();
+        if orders.remove {
+            return self.take_out(wiring, slot);
+        }
+        if orders.decode || effect == Effect::Decode {
+            self.decode(wiring);
+        }
+        // The link is down while it is reset, so that no BAR is decoded.
+        if orders.reset
+            && let Ok(port) = self.root_port(slot)
+            && let Some(inside) = port.inside()
+        {
+            inside.reset(wiring);
         }
     }
 
     /// A read of guest-physical memory that is not RAM; all-ones where nothing answers.
     pub fn mmio_read(&mut self, at: u64, data: &mut [u8]) {
-        match ecam::target(self.windows.ecam(), at, data.len()) {
+        match ecam::target(self.windows, at, data.len()) {
             None => {}
-            Some(ecam::Target::Function { slot, offset }) => {
-                return self.config_read(slot, offset, data);
+            Some(ecam::Target::Function { bus, slot, offset }) => {
+                return self.bus_read(bus, slot, offset, data);
             }
             Some(ecam::Target::Nothing) => return nothing(data),
         }
-        match self.find(at, data.len()) {
-            Some((slot, bar, offset)) => {
-                if let Some(f) = self.function(slot) {
-                    f.inner().bar_read(bar, offset, data);
-                }
-            }
-            None => nothing(data),
+        let read = self
+            .find(at, data.len())
+            .and_then(|(seat, bar, offset)| self.with(seat, |f| f.bar_read(bar, offset, data)));
+        if read.is_none() {
+            nothing(data);
         }
     }
 
     /// A write of guest-physical memory that is not RAM; dropped where nothing answers.
-    pub fn mmio_write(&mut self, platform: &mut Platform, at: u64, data: &[u8]) {
-        match ecam::target(self.windows.ecam(), at, data.len()) {
+    pub fn mmio_write(&mut self, wiring: &mut dyn Wiring, at: u64, data: &[u8]) {
+        match ecam::target(self.windows, at, data.len()) {
             None => {}
-            Some(ecam::Target::Function { slot, offset }) => {
-                return self.config_write(platform, slot, offset, data);
+            Some(ecam::Target::Function { bus, slot, offset }) => {
+                return self.bus_write(wiring, bus, slot, offset, data);
             }
             Some(ecam::Target::Nothing) => return,
         }
-        if let Some((slot, bar, offset)) = self.find(at, data.len())
-            && let Some(f) = self.function(slot)
-        {
-            f.inner().bar_write(platform, bar, offset, data);
+        if let Some((seat, bar, offset)) = self.find(at, data.len()) {
+            self.with(seat, |f| f.bar_write(wiring, bar, offset, data));
         }
     }
 
-    fn find(&self, at: u64, length: usize) -> Option<(usize, usize, u64)> {
+    fn find(&self, at: u64, length: usize) -> Option<(Seat, usize, u64)> {
         self.decoded.iter().find_map(|d| {
             let offset = at.checked_sub(d.at.0)?;
             let end = offset.checked_add(length as u64)?;
-            (end <= d.size).then_some((d.slot, d.bar, offset))
+            (end <= d.size).then_some((d.seat, d.bar, offset))
         })
     }
 
     /// Brings what is decoded in line with the registers: first takes away, then maps.
-    fn decode(&mut self, platform: &mut Platform) {
-        let ask: Vec<Decoded> = (1..)
-            .zip(&self.functions)
-            .flat_map(|(slot, f)| {
-                f.decoded().map(move |(bar, at, size)| Decoded { slot, bar, at, size })
-            })
-            .collect();
+    fn decode(&mut self, wiring: &mut dyn Wiring) {
+        let mut ask = Vec::new();
+        for (slot, occupant) in (1..).zip(&self.occupants) {
+            let mut add = |seat, all: &mut dyn Iterator<Item = (usize, Gpa, u64)>| {
+                ask.extend(all.map(|(bar, at, size)| Decoded { seat, bar, at, size }));
+            };
+            match occupant {
+                Occupant::Function(f) => add(Seat::Slot(slot), &mut f.decoded()),
+                Occupant::Port(port) => {
+                    add(Seat::Slot(slot), &mut port.look().decoded());
+                    add(Seat::Behind(slot), &mut port.decoded());
+                }
+            }
+        }
         let next = layout::decode(self.windows, &self.decoded, &ask);
         let now = std::mem::take(&mut self.decoded);
         for d in now.iter().filter(|d| !next.contains(d)) {
-            if let Some(f) = self.function(d.slot) {
-                f.inner().unmap(platform, d.bar);
-            }
+            self.with(d.seat, |f| f.unmap(wiring, d.bar));
         }
         for d in next.iter().filter(|d| !now.contains(d)) {
-            if let Some(f) = self.function(d.slot) {
-                f.inner().map(platform, d.bar, d.at);
-            }
+            self.with(d.seat, |f| f.map(wiring, d.bar, d.at));
         }
         debug_assert!(next.iter().all(|d| d.bar < BARS), "bars come from BarRegisters");
         self.decoded = next;
     }
 }
+
+#[cfg(test)]
+mod tests;

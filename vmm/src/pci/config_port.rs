@@ -9,9 +9,11 @@ pub const DATA_END: u16 = 0xcff;
 
 const ENABLE: u32 = 1 << 31;
 
-/// A register of a function on bus 0.
+/// A register of a function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
+    /// Bus number.
+    pub bus: u8,
     /// Slot, below 32.
     pub slot: usize,
     /// Byte offset in configuration space.
@@ -41,18 +43,19 @@ impl ConfigPort {
         }
     }
 
-    /// What `length` bytes at `port`, from [`DATA`] to [`DATA_END`], reach: function 0 of a slot of bus 0,
+    /// What `length` bytes at `port`, from [`DATA`] to [`DATA_END`], reach: function 0 of a slot,
     /// within one register.
     pub fn target(self, port: u16, length: usize) -> Option<Target> {
         let byte = port.checked_sub(DATA).filter(|b| *b < 4)?;
-        let bus_and_function = (self.address >> 8) & 0xff07;
-        if self.address & ENABLE == 0 || bus_and_function != 0 {
+        let function = (self.address >> 8) & 7;
+        if self.address & ENABLE == 0 || function != 0 {
             return None;
         }
         if !matches!(length, 1 | 2 | 4) || usize::from(byte) + length > 4 {
             return None;
         }
         Some(Target {
+            bus: (self.address >> 16) as u8,
             slot: ((self.address >> 11) & 0x1f) as usize,
             offset: (self.address & 0xfc) as u16 + byte,
         })
@@ -72,14 +75,14 @@ mod tests {
     #[test]
     fn targets() {
         let p = port(ENABLE | 3 << 11 | 0x10);
-        assert_eq!(p.target(0xcfc, 4), Some(Target { slot: 3, offset: 0x10 }));
-        assert_eq!(p.target(0xcfe, 2), Some(Target { slot: 3, offset: 0x12 }));
+        assert_eq!(p.target(0xcfc, 4), Some(Target { bus: 0, slot: 3, offset: 0x10 }));
+        assert_eq!(p.target(0xcfe, 2), Some(Target { bus: 0, slot: 3, offset: 0x12 }));
         assert_eq!(p.target(0xcfe, 4), None, "across registers");
         assert_eq!(p.target(0xcfc, 8), None);
         assert_eq!(p.target(0xcfc, 0), None);
         assert_eq!(p.target(0xd00, 1), None);
         assert_eq!(port(3 << 11).target(0xcfc, 4), None, "disabled");
-        assert_eq!(port(ENABLE | 1 << 16).target(0xcfc, 4), None, "bus 1");
+        assert_eq!(port(ENABLE | 7 << 16).target(0xcfc, 4).map(|t| t.bus), Some(7));
         assert_eq!(port(ENABLE | 1 << 8).target(0xcfc, 4), None, "function 1");
     }
 

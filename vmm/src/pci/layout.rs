@@ -2,15 +2,22 @@
 
 use super::bar::BarShape;
 use crate::Gpa;
+use std::ops::RangeInclusive;
 
 /// First address of the window below 4 GiB. RAM ends below.
 pub const WINDOW: u64 = 0xc000_0000;
 /// End of it: configuration space, the I/O APIC, the local APIC and KVM's own pages follow.
 pub const WINDOW_END: u64 = ECAM;
-/// Configuration space of bus 0 as memory (PCI Express 6.0, section 7.2.2).
+/// Configuration space as memory (PCI Express 6.0, section 7.2.2).
 pub const ECAM: u64 = 0xfeb0_0000;
-/// Its bytes: 32 slots of 8 functions of 4 KiB.
+/// Its bytes: 32 slots of 8 functions of 4 KiB. Each further bus takes as many.
 pub const ECAM_SIZE: u64 = 1 << 20;
+/// Configuration space of a guest with root ports: there is room for 16 buses.
+pub const ECAM_WITH_PORTS: u64 = 0xfc00_0000;
+/// Most root ports.
+pub const MAX_PORTS: usize = 8;
+/// What a root port passes on at first: bytes, more than our own functions take, and whole MiB.
+pub const PORT_WINDOW: u64 = 32 << 20;
 /// Configuration space where there is firmware: its place in OVMF, which reserves all of its 256 MiB.
 pub const FIRMWARE_ECAM: u64 = 0xe000_0000;
 /// Where OVMF's window starts, where RAM leaves it free.
@@ -28,21 +35,41 @@ const PAGE: u64 = 4096;
 
 /// A BAR does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the BARs of all functions do not fit: {size:#x} bytes of slot {slot}'s BAR{bar} are over")]
+#[error(
+    "the BARs of all functions do not fit: {size:#x} bytes of BAR{bar} of the function {seat} are over"
+)]
 pub struct Full {
-    /// The function's slot.
-    pub slot: usize,
+    /// The function.
+    pub seat: Seat,
     /// The BAR.
     pub bar: usize,
     /// Its size in bytes.
     pub size: u64,
 }
 
+/// Where a function is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seat {
+    /// In this slot of bus 0.
+    Slot(usize),
+    /// Behind the root port in this slot of bus 0.
+    Behind(usize),
+}
+
+impl std::fmt::Display for Seat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Slot(slot) => write!(f, "in slot {slot}"),
+            Self::Behind(slot) => write!(f, "behind the root port in slot {slot}"),
+        }
+    }
+}
+
 /// A BAR to place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Wanted {
-    /// The function's slot.
-    pub slot: usize,
+    /// The function.
+    pub seat: Seat,
     /// The BAR.
     pub bar: usize,
     /// What it needs.
@@ -56,13 +83,15 @@ pub struct Windows {
     low: u64,
     /// Where configuration space is.
     ecam: u64,
+    /// The last bus that it has.
+    last_bus: u8,
     /// First address of the window above 4 GiB, which goes to [`HIGH_END`].
     high: u64,
 }
 
 impl Default for Windows {
     fn default() -> Self {
-        Self { low: WINDOW, ecam: ECAM, high: HIGH }
+        Self { low: WINDOW, ecam: ECAM, last_bus: 0, high: HIGH }
     }
 }
 
@@ -81,6 +110,15 @@ impl Windows {
         Self { low, ecam: FIRMWARE_ECAM, ..Self::beside(ram_end) }
     }
 
+    /// The same with `ports` root ports, [`MAX_PORTS`] at most: each has a bus behind it.
+    #[must_use]
+    pub fn with_ports(self, ports: usize) -> Self {
+        match ports.min(MAX_PORTS) {
+            0 => self,
+            ports => Self { ecam: ECAM_WITH_PORTS, last_bus: ports as u8, ..self },
+        }
+    }
+
     /// First address of the window below 4 GiB.
     pub fn low(self) -> Gpa {
         Gpa(self.low)
@@ -89,6 +127,28 @@ impl Windows {
     /// Where configuration space is, which is also the end of the window below 4 GiB.
     pub fn ecam(self) -> u64 {
         self.ecam
+    }
+
+    /// Bytes of configuration space.
+    pub fn ecam_size(self) -> u64 {
+        ECAM_SIZE * (u64::from(self.last_bus) + 1)
+    }
+
+    /// The last bus.
+    pub fn last_bus(self) -> u8 {
+        self.last_bus
+    }
+
+    /// What root port `index`, below [`MAX_PORTS`], passes on at first: the ports' are one below the other, from the end
+    /// of the window below 4 GiB.
+    pub fn of_port(self, index: usize) -> RangeInclusive<u64> {
+        let end = self.ecam - PORT_WINDOW * index.min(MAX_PORTS) as u64;
+        end - PORT_WINDOW..=end - 1
+    }
+
+    /// The end of the window below 4 GiB where BARs of functions on bus 0 are placed.
+    fn low_end(self) -> u64 {
+        self.ecam - PORT_WINDOW * u64::from(self.last_bus)
     }
 
     /// First address of the window above 4 GiB.
@@ -103,23 +163,23 @@ impl Windows {
     }
 }
 
-/// Places every BAR, aligned to its size, none over another: (slot, BAR, address).
-pub fn place(windows: Windows, mut wanted: Vec<Wanted>) -> Result<Vec<(usize, usize, Gpa)>, Full> {
+/// Places every BAR of a function on bus 0, aligned to its size, none over another: (function, BAR, address).
+pub fn place(windows: Windows, mut wanted: Vec<Wanted>) -> Result<Vec<(Seat, usize, Gpa)>, Full> {
     // Largest first leaves no holes between powers of two.
     wanted.sort_by_key(|w| std::cmp::Reverse(w.shape.size));
     let (mut low, mut high) = (windows.low, windows.high);
     let mut placed = Vec::with_capacity(wanted.len());
-    for Wanted { slot, bar, shape } in wanted {
-        let full = Full { slot, bar, size: shape.size };
+    for Wanted { seat, bar, shape } in wanted {
+        let full = Full { seat, bar, size: shape.size };
         let (next, end) = if shape.wide && shape.size > LARGE {
             (&mut high, HIGH_END)
         } else {
-            (&mut low, windows.ecam)
+            (&mut low, windows.low_end())
         };
         let at = next.checked_next_multiple_of(shape.size).ok_or(full)?;
         let after = at.checked_add(shape.size.max(PAGE)).filter(|a| *a <= end).ok_or(full)?;
         *next = after;
-        placed.push((slot, bar, Gpa(at)));
+        placed.push((seat, bar, Gpa(at)));
     }
     Ok(placed)
 }
@@ -127,8 +187,8 @@ pub fn place(windows: Windows, mut wanted: Vec<Wanted>) -> Result<Vec<(usize, us
 /// A BAR that a function decodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decoded {
-    /// The function's slot.
-    pub slot: usize,
+    /// The function.
+    pub seat: Seat,
     /// The BAR.
     pub bar: usize,
     /// First address.
@@ -165,7 +225,8 @@ mod tests {
     }
 
     fn wanted(slot: usize, size: u64, wide: bool) -> Wanted {
-        Wanted { slot, bar: 0, shape: BarShape { size, wide, prefetch: false } }
+        let seat = Seat::Slot(slot);
+        Wanted { seat, bar: 0, shape: BarShape { size, wide, prefetch: false } }
     }
 
     #[test]
@@ -181,20 +242,23 @@ mod tests {
         assert_eq!(placed.len(), all.len());
         let decoded: Vec<Decoded> = placed
             .iter()
-            .map(|&(slot, bar, at)| Decoded { slot, bar, at, size: all[slot - 1].shape.size })
+            .map(|&(seat, bar, at)| {
+                let size = all.iter().find(|w| w.seat == seat).unwrap().shape.size;
+                Decoded { seat, bar, at, size }
+            })
             .collect();
         for (i, a) in decoded.iter().enumerate() {
             assert!(allowed(a.at, a.size) && a.at.0.is_multiple_of(a.size), "{a:?}");
             assert!(!decoded[i + 1..].iter().any(|b| a.overlaps(b)));
             assert!(!decoded[i + 1..].iter().any(|b| a.at.0 / PAGE == b.at.0 / PAGE));
         }
-        assert_eq!(placed[0], (5, 0, Gpa(2 << 32)));
+        assert_eq!(placed[0], (Seat::Slot(5), 0, Gpa(2 << 32)));
     }
 
     #[test]
     fn what_does_not_fit_is_named() {
         let e = place(Windows::default(), vec![wanted(1, 1 << 31, false)]).unwrap_err();
-        assert_eq!((e.slot, e.size), (1, 1 << 31));
+        assert_eq!((e.seat, e.size), (Seat::Slot(1), 1 << 31));
         assert!(place(Windows::default(), vec![wanted(1, 1 << 63, true)]).is_err());
         assert!(
             place(Windows::default(), vec![wanted(1, 1 << 62, true), wanted(2, 1 << 63, true)])
@@ -220,7 +284,7 @@ mod tests {
         assert!(!w.allow(Gpa(HIGH), 0x1000), "RAM");
         assert!(w.allow(w.high(), 0x1000));
         let placed = place(w, vec![wanted(1, 1 << 30, true)]).unwrap();
-        assert_eq!(placed, [(1, 0, w.high())]);
+        assert_eq!(placed, [(Seat::Slot(1), 0, w.high())]);
         assert_eq!(Windows::beside(u64::MAX >> 1).high(), Gpa(HIGH_END));
     }
 
@@ -237,8 +301,31 @@ mod tests {
     }
 
     #[test]
+    fn ports_have_windows_and_buses_of_their_own() {
+        let w = Windows::default();
+        assert_eq!(w.with_ports(0), w);
+        for ports in 1..=MAX_PORTS {
+            let w = w.with_ports(ports);
+            assert_eq!((w.last_bus(), w.ecam_size()), (ports as u8, (ports as u64 + 1) << 20));
+            assert!(w.ecam() + w.ecam_size() <= ECAM && w.ecam().is_multiple_of(16 << 20));
+            let mut end = w.ecam();
+            for index in 0..ports {
+                let window = w.of_port(index);
+                assert_eq!(window.end() + 1, end);
+                assert!(w.allow(Gpa(*window.start()), PORT_WINDOW));
+                end = *window.start();
+            }
+            // Nothing of bus 0 is placed there.
+            let all = vec![wanted(1, 256 << 20, false), wanted(2, 256 << 20, false)];
+            let placed = place(w, all).unwrap();
+            assert!(placed.iter().all(|(_, _, at)| at.0 + (256 << 20) <= end), "{placed:x?}");
+        }
+        assert_eq!(w.with_ports(99), w.with_ports(MAX_PORTS));
+    }
+
+    #[test]
     fn the_first_of_two_stays() {
-        let at = |slot, at| Decoded { slot, bar: 0, at: Gpa(at), size: 0x1000 };
+        let at = |slot, at| Decoded { seat: Seat::Slot(slot), bar: 0, at: Gpa(at), size: 0x1000 };
         let now = [at(2, WINDOW)];
         assert_eq!(
             decode(Windows::default(), &now, &[at(1, WINDOW), at(2, WINDOW)]),

@@ -1,4 +1,4 @@
-//! PCI bus 0: configuration access, slots, base address registers and what they decode.
+//! PCI: configuration access, slots, base address registers and what they decode.
 //!
 //! * [`config_port`]: the ports 0xcf8 and 0xcfc.
 //! * [`ecam`]: the same registers, and those above 256, as memory.
@@ -7,6 +7,8 @@
 //! * [`layout`]: where BARs are put before the guest runs, and where the guest may put them.
 //! * [`function`]: configuration space as the guest sees it.
 //! * [`msix`]: a function's vectors: table, masks, pending bits.
+//! * [`port`]: root ports, into which functions are plugged.
+//! * [`slot`]: what is in a root port's slot.
 //! * [`wiring`]: what a function asks of KVM.
 //! * [`bus`]: slots, and who answers at an address.
 
@@ -18,13 +20,15 @@ pub mod ecam;
 pub mod function;
 pub mod layout;
 pub mod msix;
+pub mod port;
+pub mod slot;
 pub mod wiring;
 
 pub use bus::Bus;
 pub use function::{ConfigEffect, PciFunction};
 pub use wiring::Wiring;
 
-/// Slots of the bus.
+/// Slots of a bus.
 pub const SLOTS: usize = 32;
 
 /// Fills `data` with what a read returns where nothing answers.

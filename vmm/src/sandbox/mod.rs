@@ -11,6 +11,7 @@
 
 mod calls;
 mod common;
+mod connector;
 mod files;
 mod filter;
 mod guest;
@@ -39,6 +40,8 @@ pub enum Role {
     Vmm,
     /// Is a guest by itself, without a virtual machine.
     Guest,
+    /// Connects to the servers of functions that are plugged into a running guest.
+    Connector,
     /// Schedules one GPU and serves its slices.
     Host,
     /// The host's thread that starts renderers. They inherit what it may do, so that it may do all that they
@@ -54,6 +57,7 @@ impl Role {
         match self {
             Self::Vmm => "vmm",
             Self::Guest => "guest process",
+            Self::Connector => "vmm's connector",
             Self::Host => "host",
             Self::Launcher => "host's launcher",
             Self::Renderer => "renderer",
@@ -64,6 +68,7 @@ impl Role {
         match self {
             Self::Vmm => vmm::calls(),
             Self::Guest => guest::calls(),
+            Self::Connector => connector::calls(),
             Self::Host => host::calls(),
             Self::Launcher => host::launcher_calls(),
             Self::Renderer => renderer::calls(),

@@ -32,6 +32,11 @@ impl Keep {
         Self(CapabilitySet::SYS_NICE.union(CapabilitySet::IPC_LOCK))
     }
 
+    /// Sockets that are another user's.
+    pub const fn connecting() -> Self {
+        Self(CapabilitySet::DAC_OVERRIDE)
+    }
+
     /// A host also writes into folders that may be another user's, and its renderers drop more.
     pub const fn host() -> Self {
         Self(Self::urgency().0.union(CapabilitySet::DAC_OVERRIDE).union(CapabilitySet::SETPCAP))

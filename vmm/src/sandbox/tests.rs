@@ -10,7 +10,8 @@ const TASK: &str = "BEAMLINE_SANDBOX_TASK";
 /// Names a folder for the act that uses files.
 const FOLDER: &str = "BEAMLINE_SANDBOX_FOLDER";
 
-const ROLES: [Role; 5] = [Role::Vmm, Role::Guest, Role::Host, Role::Launcher, Role::Renderer];
+const ROLES: [Role; 6] =
+    [Role::Vmm, Role::Guest, Role::Connector, Role::Host, Role::Launcher, Role::Renderer];
 
 /// A confined process, which waits for a word before it acts.
 struct Confined {
@@ -96,6 +97,10 @@ fn a_forbidden_call_ends_the_process_and_is_named() {
                 "execve", "socket", "connect", "ptrace", "mprotect", "mmap", "ioctl", "openat",
                 "clone", "kill", "unlink",
             ],
+        ),
+        (
+            Role::Connector,
+            &["execve", "socket", "ptrace", "mprotect", "mmap", "ioctl", "openat", "clone", "kill"],
         ),
         (
             Role::Host,

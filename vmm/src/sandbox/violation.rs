@@ -23,7 +23,8 @@ static EVENT: AtomicBool = AtomicBool::new(false);
 /// Who this process is, for the line.
 static ROLE: AtomicU8 = AtomicU8::new(0);
 
-const ROLES: [Role; 5] = [Role::Vmm, Role::Guest, Role::Host, Role::Launcher, Role::Renderer];
+const ROLES: [Role; 6] =
+    [Role::Vmm, Role::Guest, Role::Connector, Role::Host, Role::Launcher, Role::Renderer];
 
 /// The part of `siginfo_t` that SIGSYS fills (asm-generic/siginfo.h); libc does not name it.
 #[repr(C)]

@@ -1,4 +1,4 @@
-//! What a VMM does while its guest runs. Everything that it opens and connects to is open by then.
+//! What a VMM does while its guest runs. Everything that it opens is open by then; its connector makes connections.
 
 use super::calls::{Calls, bits, is};
 use super::common;
@@ -76,6 +76,8 @@ pub(super) fn calls() -> Calls {
         .allow_if(libc::SYS_ioctl, &[bits(1, 0xff00, VHOST << 8)])
         // A vCPU's nice value and time slice.
         .allow(&[libc::SYS_sched_setattr])
+        // Whether a file that a plugged function's server shows is of huge pages.
+        .allow(&[libc::SYS_fstatfs])
         // Disks and files that are open.
         .allow(&[
             libc::SYS_fallocate,

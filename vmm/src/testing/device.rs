@@ -111,6 +111,13 @@ pub(crate) struct Served {
 impl Served {
     /// Serves a function and connects to it.
     pub(crate) fn new() -> (Self, Box<dyn Link>, Cutter) {
+        let (this, ours) = Self::listening();
+        let (client, cutter) = speak(Path::new("test"), ours).unwrap();
+        (this, Box::new(client), cutter)
+    }
+
+    /// Serves a function to whoever speaks over this connection.
+    pub(crate) fn listening() -> (Self, UnixStream) {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let tap = ours.try_clone().unwrap();
         let probe = probe();
@@ -119,8 +126,7 @@ impl Served {
         let thread = std::thread::spawn(move || {
             let _ = server::serve(theirs, &mut device, &stop2);
         });
-        let (client, cutter) = speak(Path::new("test"), ours).unwrap();
-        (Self { probe, tap, stop, thread: Some(thread) }, Box::new(client), cutter)
+        (Self { probe, tap, stop, thread: Some(thread) }, ours)
     }
 
     /// Whether the client's end was cut.

@@ -43,6 +43,26 @@ pub(crate) struct DeviceJson {
     /// What of the host is behind it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) opens: Option<String>,
+    /// The root port that it can be plugged into.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) port: Option<PortJson>,
+}
+
+/// What is in a root port: the answer to `plug` and `unplug`.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub(crate) struct PortJson {
+    pub(crate) port: String,
+    /// `empty`, `plugged`, or `asked` where the guest was asked to let it go.
+    pub(crate) state: String,
+}
+
+/// The body of `POST /v1/guest/ports/NAME/unplug`; without a body, nothing is forced.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct UnplugJson {
+    /// Take it out whatever the guest does.
+    #[serde(default)]
+    pub(crate) force: bool,
 }
 
 /// A slice of a host.

@@ -5,8 +5,10 @@
 
 mod input;
 pub(crate) mod json;
+mod ports;
 mod routes;
 
+use crate::connector::Connector;
 use crate::events::Events;
 use crate::failure::refused;
 use anyhow::Context;
@@ -38,9 +40,10 @@ impl ApiSocket {
         self,
         config: &Config,
         control: GuestControl,
+        connector: Option<Connector>,
         events: Events,
     ) -> anyhow::Result<GuestApi> {
-        let guest = Arc::new(Guest::new(config, control, events));
+        let guest = Arc::new(Guest::new(config, control, connector, events));
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new()
             .name(format!("api/{}", config.guest.name))

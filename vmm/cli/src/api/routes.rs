@@ -3,8 +3,9 @@
 use super::input;
 use super::json::{
     API_VERSION, ActivityJson, BalloonJson, DisplayJson, GuestJson, InputJson, SerialJson,
-    StateJson, StatsJson, TakenJson, TargetJson, VcpuJson,
+    StateJson, StatsJson, TakenJson, TargetJson, UnplugJson, VcpuJson,
 };
+use crate::connector::Connector;
 use crate::device;
 use crate::events::{Events, GuestEvent};
 use beamline_mdev::host::api::answers::{Refused, not_allowed, parse, read, refuse, say};
@@ -31,18 +32,24 @@ const DOCS: &str = "docs/guest.md";
 
 /// The guest that is asked.
 pub(super) struct Guest {
-    config: Config,
-    control: GuestControl,
-    events: Events,
+    pub(super) config: Config,
+    pub(super) control: GuestControl,
+    pub(super) connector: Option<Connector>,
+    pub(super) events: Events,
     display: Option<DisplayJson>,
     /// Pauses and resumes are one after the other, and so are their events.
     turn: Mutex<()>,
 }
 
 impl Guest {
-    pub(super) fn new(config: &Config, control: GuestControl, events: Events) -> Self {
-        let display = device::display(&config.devices);
-        Self { config: config.clone(), control, events, display, turn: Mutex::new(()) }
+    pub(super) fn new(
+        config: &Config,
+        control: GuestControl,
+        connector: Option<Connector>,
+        events: Events,
+    ) -> Self {
+        let display = device::display(config.functions());
+        Self { config: config.clone(), control, connector, events, display, turn: Mutex::new(()) }
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
@@ -67,7 +74,7 @@ impl Guest {
     }
 
     fn about(&self) -> GuestJson {
-        let Config { guest, memory, vcpus, devices, .. } = &self.config;
+        let Config { guest, memory, vcpus, .. } = &self.config;
         let (image, firmware) = match &guest.boot {
             Boot::Image(image) => (Some(image.path.clone()), None),
             Boot::Firmware(firmware) => (None, Some(firmware.code.clone())),
@@ -83,16 +90,16 @@ impl Guest {
             memory_bytes: memory.size,
             image,
             firmware,
-            devices: device::list(devices),
+            devices: device::list(&self.config, |port| Some(self.control.port(port)?.state())),
             display: self.display.clone(),
         }
     }
 
     fn stats(&self) -> StatsJson {
-        let devices = self.config.devices.iter().enumerate().filter_map(|(index, device)| {
+        let devices = self.config.functions().enumerate().filter_map(|(index, device)| {
             let activity = self.control.activity(index)?;
             Some(ActivityJson {
-                pci: device::pci(index),
+                pci: device::pci(&self.config, index),
                 kind: device::kind(device).into(),
                 interrupts: activity.interrupts,
                 broken: activity.broken,
@@ -165,7 +172,7 @@ impl Guest {
         self.state()
     }
 
-    fn alive(&self) -> Result<(), Refused> {
+    pub(super) fn alive(&self) -> Result<(), Refused> {
         if self.control.state() == GuestState::Ended { Err(ended()) } else { Ok(()) }
     }
 
@@ -262,12 +269,38 @@ async fn route(
             })
             .await
         }
+        (_, rest) if let Some((name, verb)) = port(rest) => {
+            let name = name.to_owned();
+            match (method.as_str(), verb) {
+                ("POST", Verb::Plug) => run(move || guest.plug(&name)).await,
+                ("POST", Verb::Unplug) => {
+                    let asked = if body.is_empty() { UnplugJson::default() } else { keys(&body)? };
+                    run(move || guest.unplug(&name, asked)).await
+                }
+                _ => Err(not_allowed(method, "POST")),
+            }
+        }
         (_, "" | "/stats") => Err(not_allowed(method, "GET")),
         (_, "/balloon") => Err(not_allowed(method, "GET, PUT")),
         (_, "/pause" | "/resume" | "/power-button" | "/reset" | "/stop" | "/input" | "/serial") => {
             Err(not_allowed(method, "POST"))
         }
         _ => Err(nothing()),
+    }
+}
+
+enum Verb {
+    Plug,
+    Unplug,
+}
+
+/// The name of a port, and what happens to it, in `/ports/NAME/plug`.
+fn port(path: &str) -> Option<(&str, Verb)> {
+    let (name, verb) = path.strip_prefix("/ports/")?.split_once('/')?;
+    match verb {
+        "plug" => Some((name, Verb::Plug)),
+        "unplug" => Some((name, Verb::Unplug)),
+        _ => None,
     }
 }
 
@@ -290,11 +323,11 @@ async fn run<T: serde::Serialize + Send + 'static>(
 
 fn nothing() -> Refused {
     let mend = "use /v1/guest, or of it /stats, /balloon, /pause, /resume, /power-button, /reset, /stop, \
-                /input or /serial";
+                /input, /serial, /ports/NAME/plug or /ports/NAME/unplug";
     refuse(StatusCode::NOT_FOUND, &ErrorJson::new("there is nothing here", "path", mend))
 }
 
-fn ended() -> Refused {
+pub(super) fn ended() -> Refused {
     let said = ErrorJson::new("the guest has ended", "guest", "start it again");
     refuse(StatusCode::CONFLICT, &said)
 }
@@ -304,7 +337,7 @@ fn missing(what: &str, mend: impl Into<String>) -> Refused {
     refuse(StatusCode::NOT_FOUND, &said)
 }
 
-fn unprocessable(
+pub(super) fn unprocessable(
     what: impl Into<String>,
     place: impl Into<String>,
     mend: impl Into<String>,

@@ -1,7 +1,8 @@
 //! The subcommands of `beamline guest` that do something to a running guest.
 
 use crate::api::json::{
-    ActJson, BalloonJson, GuestJson, InputJson, SerialJson, StateJson, TakenJson, TargetJson,
+    ActJson, BalloonJson, GuestJson, InputJson, PortJson, SerialJson, StateJson, TakenJson,
+    TargetJson, UnplugJson,
 };
 use crate::client::{self, Client};
 use crate::failure::refused;
@@ -30,6 +31,19 @@ pub(super) enum Act {
     Reset,
     /// End the guest at once, as if its power were cut
     Stop,
+    /// Plug the device of a root port in: [[port]] in the guest's file names it
+    Plug {
+        /// The port's name
+        port: String,
+    },
+    /// Ask the guest to let the device of a root port go; `show` tells when it has
+    Unplug {
+        /// The port's name
+        port: String,
+        /// Take it out at once, whatever the guest does with it
+        #[arg(long)]
+        force: bool,
+    },
     /// Ask a guest with a balloon to give up memory in all, such as 512M; without it, what it has given up
     Balloon {
         /// How much the guest is to give up; 0 gives all of it back
@@ -78,6 +92,10 @@ impl Act {
             Self::PowerButton => post(client, "power-button", json),
             Self::Reset => post(client, "reset", json),
             Self::Stop => post(client, "stop", json),
+            Self::Plug { port } => of_port(client, &port, "plug", None, json),
+            Self::Unplug { port, force } => {
+                of_port(client, &port, "unplug", Some(&body(&UnplugJson { force })?), json)
+            }
             Self::Balloon { size } => balloon(client, size.as_deref(), json),
             Self::Type { mut text, enter, serial } => {
                 if enter {
@@ -117,6 +135,28 @@ fn post(client: &Client, verb: &str, json: bool) -> anyhow::Result<()> {
     }
     let StateJson { state } = client::read(&heard)?;
     output::line(&format!("{verb}: the guest is {state}"));
+    Ok(())
+}
+
+fn of_port(
+    client: &Client,
+    port: &str,
+    verb: &str,
+    body: Option<&Value>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    if port.is_empty() || !port.bytes().all(plain) {
+        return Err(refused(format!(
+            "{port:?} is no port: names have lower-case letters, digits and dashes"
+        )));
+    }
+    let heard = client.ask("POST", &format!("/v1/guest/ports/{port}/{verb}"), body)?;
+    if json {
+        return output::json(&client::read::<Value>(&heard)?);
+    }
+    let PortJson { port, state } = client::read(&heard)?;
+    output::line(&format!("{verb}: port {port} is {state}"));
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use crate::api::json::{GuestJson, StatsJson};
 use crate::client::{self, Client};
-use crate::output;
+use crate::{device, output};
 use serde_json::Value;
 
 pub(super) fn show(client: &Client, json: bool) -> anyhow::Result<()> {
@@ -42,7 +42,8 @@ fn about(guest: &GuestJson) -> String {
     );
     for device in &guest.devices {
         let opens = device.opens.as_deref().unwrap_or("");
-        let line = format!("  {}  {:<15} {opens}", device.pci, device.kind);
+        let port = device::port_words(device.port.as_ref());
+        let line = format!("  {}  {:<15} {opens}{port}", device.pci, device.kind);
         text.push_str(line.trim_end());
         text.push('\n');
     }

@@ -27,7 +27,7 @@ use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
 /// Slot 0 is the host bridge.
-const MAX_DEVICES: usize = SLOTS - 1;
+pub(super) const MAX_DEVICES: usize = SLOTS - 1;
 
 /// A function on the guest's PCI bus.
 #[derive(Deserialize, JsonSchema)]
@@ -65,15 +65,26 @@ pub enum Device {
     Balloon,
 }
 
-/// Where an entry is: its number, and the folder that its paths are relative to.
-struct Entry<'a> {
-    index: usize,
+/// Where an entry is: its place in the file, and the folder that its paths are relative to.
+pub(super) struct Entry<'a> {
+    place: String,
     base: &'a Path,
+}
+
+impl<'a> Entry<'a> {
+    fn of_device(index: usize, base: &'a Path) -> Self {
+        Self { place: format!("device[{index}]"), base }
+    }
+
+    /// The device of a `[[port]]`.
+    pub(super) fn of_port(index: usize, base: &'a Path) -> Self {
+        Self { place: format!("port[{index}].device"), base }
+    }
 }
 
 impl Entry<'_> {
     fn wrong(&self, key: &str, message: impl Into<String>) -> Wrong {
-        Wrong::new(format!("device[{}].{key}", self.index), message)
+        Wrong::new(format!("{}.{key}", self.place), message)
     }
 
     /// A path that is there.
@@ -107,18 +118,22 @@ pub(super) fn check(raw: Vec<Raw>, base: &Path) -> Result<Vec<Device>, Wrong> {
         ));
     }
     let entries = raw.into_iter().enumerate();
-    let devices: Vec<Device> =
-        entries.map(|(index, raw)| raw.check(&Entry { index, base })).collect::<Result<_, _>>()?;
-    one_each(&devices, base)?;
+    let devices: Vec<Device> = entries
+        .map(|(index, raw)| raw.check(&Entry::of_device(index, base)))
+        .collect::<Result<_, _>>()?;
+    one_each(&devices, &[], base)?;
     Ok(devices)
 }
 
-/// What there can be only one of, or one user of.
-fn one_each(devices: &[Device], base: &Path) -> Result<(), Wrong> {
-    for (index, device) in devices.iter().enumerate() {
-        let entry = Entry { index, base };
-        let before = &devices[..index];
-        let twice = |same: fn(&Device, &Device) -> bool| before.iter().any(|d| same(d, device));
+/// What there can be only one of, or one user of, among devices and those of the ports.
+pub(super) fn one_each(devices: &[Device], ports: &[Device], base: &Path) -> Result<(), Wrong> {
+    for (index, device) in devices.iter().chain(ports).enumerate() {
+        let entry = match index.checked_sub(devices.len()) {
+            None => Entry::of_device(index, base),
+            Some(port) => Entry::of_port(port, base),
+        };
+        let before = || devices.iter().chain(ports).take(index);
+        let twice = |same: fn(&Device, &Device) -> bool| before().any(|d| same(d, device));
         if twice(|a, b| matches!((a, b), (Device::Vsock(_), Device::Vsock(_)))) {
             return Err(entry.wrong("type", "is a second virtio-vsock: a guest has one"));
         }
@@ -154,7 +169,7 @@ fn one_each(devices: &[Device], base: &Path) -> Result<(), Wrong> {
 }
 
 impl Raw {
-    fn check(self, entry: &Entry<'_>) -> Result<Device, Wrong> {
+    pub(super) fn check(self, entry: &Entry<'_>) -> Result<Device, Wrong> {
         match self {
             Self::VfioUser(raw) => raw.check(entry).map(Device::VfioUser),
             Self::VirtioBlk(raw) => raw.check(entry).map(Device::Blk),

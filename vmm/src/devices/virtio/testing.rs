@@ -45,7 +45,7 @@ pub(crate) struct TestWiring {
 
 impl TestWiring {
     /// The irqfd of the vector whose message has this data.
-    fn vector(&self, data: u32) -> Option<&OwnedFd> {
+    pub(crate) fn vector(&self, data: u32) -> Option<&OwnedFd> {
         let gsi =
             self.messages.iter().find(|(gsi, m)| m.data == data && self.irqfds.contains_key(gsi));
         gsi.and_then(|(gsi, _)| self.irqfds.get(gsi))

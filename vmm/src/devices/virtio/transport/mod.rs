@@ -332,6 +332,17 @@ impl PciFunction for Transport {
             }
         }
     }
+
+    fn reset(&mut self, wiring: &mut dyn Wiring) {
+        Transport::reset(self);
+        self.set_master(false);
+        let Ok(()) = self.msix.reset(wiring, &mut Vectors(&self.shared));
+    }
+
+    fn detach(mut self: Box<Self>, wiring: &mut dyn Wiring) -> Option<Box<dyn PciFunction>> {
+        PciFunction::reset(&mut *self, wiring);
+        Some(self)
+    }
 }
 
 #[cfg(test)]
