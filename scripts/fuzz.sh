@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 CARGO=${CARGO:-cargo}
 target_dir=${CARGO_TARGET_DIR:-$PWD/target}
 seconds=${FUZZ_SECONDS:-60}
-all='vfio_user_stream vfio_user_client pci_config virtqueue gpu_commands marker_ring renderer_messages control_api virtio_devices'
+all='vfio_user_stream vfio_user_client pci_config virtqueue gpu_commands marker_ring renderer_messages control_api virtio_devices guest_bus'
 targets=${FUZZ_TARGET:-$all}
 # The most bytes of an input.
 max_len=2048
@@ -40,6 +40,7 @@ keep_corpus() {
     vfio_user_client) keep=40 ;;
     renderer_messages) keep=36 ;;
     virtio_devices) keep=4 ;;
+    guest_bus) keep=4 ;;
     marker_ring | control_api) keep=12 ;;
     *) keep=18 ;;
     esac

@@ -8,6 +8,7 @@ mod control_api;
 mod fds;
 mod gpu_commands;
 mod guest;
+mod guest_bus;
 mod input;
 mod limit;
 mod marker_ring;
@@ -30,7 +31,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "vfio_user_stream", run: vfio_user_stream::run },
     Target { name: "vfio_user_client", run: vfio_user_client::run },
     Target { name: "pci_config", run: pci_config::run },
@@ -38,6 +39,7 @@ pub const TARGETS: [Target; 9] = [
     Target { name: "gpu_commands", run: gpu_commands::run },
     Target { name: "marker_ring", run: marker_ring::run },
     Target { name: "renderer_messages", run: renderer_messages::run },
+    Target { name: "guest_bus", run: guest_bus::run },
     Target { name: "virtio_devices", run: virtio_devices::run },
     Target { name: "control_api", run: control_api::run },
 ];

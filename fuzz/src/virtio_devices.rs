@@ -136,10 +136,17 @@ impl Disk for Memory {
 
 /// Stands for KVM, and counts what is attached.
 #[derive(Default)]
-struct Counting {
+pub(crate) struct Counting {
     irqfds: HashMap<u32, usize>,
     bells: Vec<Doorbell>,
     gsis: u32,
+}
+
+impl Counting {
+    /// How many irqfds and doorbells are attached.
+    pub(crate) fn attached(&self) -> usize {
+        self.irqfds.len() + self.bells.len()
+    }
 }
 
 impl Wiring for Counting {
