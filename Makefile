@@ -6,7 +6,6 @@
 #   make bench-sched  the scheduler's: what a decision costs, and what the frame contract is worth (simulated)
 #   make bench-device  registers over vfio-user, doorbells, mediation, vblanks and idle slices (PART=doorbell: one)
 #   make bench-vmm  interrupts beside bare KVM, the VMM's own memory, and how soon a guest runs
-#   make bench-bed  the VMM beside QEMU in the testbed, by counted instructions
 #   make fuzz     a minute of made-up input for each part that a guest or a peer can reach (needs g++)
 #   make prove    the scheduler's properties at 10,000 cases each, and ten minutes of damaged files (half an hour)
 #   make lint     formatting, clippy, and the dependency policy where cargo-deny is installed
@@ -25,7 +24,7 @@ GUEST_FLAGS  := -C relocation-model=static -C no-redzone=yes -C force-unwind-tab
 # Where tests and benchmarks look for the guest image; the command itself looks beside its own binary.
 export BEAMLINE_GUEST ?= $(CARGO_TARGET_DIR)/$(GUEST_TARGET)/guest/beamline-microguest
 
-.PHONY: setup guest build bed demo test test-bed bench bench-sched bench-device bench-vmm bench-bed fuzz prove lint clean
+.PHONY: setup guest build bed demo test test-bed bench bench-sched bench-device bench-vmm fuzz prove lint clean
 
 setup:
 	@scripts/setup.sh
@@ -67,11 +66,6 @@ bench-device: setup
 # Interrupts and doorbells beside bare KVM; the VMM's own memory, and how soon a guest runs.
 bench-vmm: setup guest build
 	BEAMLINE="$(CARGO_TARGET_DIR)/release/beamline" $(CARGO) bench --locked -p beamline-benches --bench interrupts --bench vmm
-
-# What the VMM costs beside QEMU's in the testbed, by counted instructions.
-bench-bed: bed build
-	BEAMLINE="$(CARGO_TARGET_DIR)/release/beamline" BEAMLINE_BED="$(BED)" $(CARGO) test --locked -p beamline-tests --test bed -- \
-		--ignored --nocapture figures::
 
 # FUZZ_SECONDS per target (60), FUZZ_TARGET for one of them: see CONTRIBUTING.md.
 fuzz: setup

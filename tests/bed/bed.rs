@@ -52,10 +52,7 @@ impl Bed {
             qemu: bed.join("qemu-system-x86_64"),
             kernel: bed.join("vmlinuz"),
             initramfs: bed.join("initramfs.gz"),
-            beamline: match std::env::var_os("BEAMLINE") {
-                Some(named) => named.into(),
-                None => crate::command::newest(target, profile)?,
-            },
+            beamline: crate::command::newest(target, profile)?,
             root: bed.join("root"),
             programs,
         })

@@ -2,11 +2,10 @@
 
 use crate::archive::Initramfs;
 use crate::bed::Bed;
-use crate::process::{PATIENCE, Process};
+use crate::process::Process;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
-use std::time::Duration;
 
 /// Said by the guest's first process.
 const UP: &str = "bed: up ";
@@ -24,8 +23,6 @@ pub(crate) const REAL_TIME: [&str; 2] = ["-accel", "tcg,thread=multi"];
 /// guest's guest that wait for each other's interrupts may wait forever then.
 pub(crate) const COUNTED_TIME: [&str; 6] =
     ["-accel", "tcg,thread=single", "-icount", "shift=3,sleep=off", "-rtc", "clock=vm"];
-/// How long an instruction takes then: ns.
-pub(crate) const COUNTED_NS: f64 = 8.0;
 
 /// An IOMMU, without which nothing can be driven from user space.
 #[derive(Clone, Copy, Debug)]
@@ -60,22 +57,13 @@ pub(crate) struct Hardware<'a> {
     pub(crate) share: Option<&'a Path>,
     /// How QEMU runs it: `-accel` and what belongs to that.
     pub(crate) engine: &'a [&'a str],
-    /// How long it may take in all.
-    pub(crate) patience: Duration,
     /// Further arguments of QEMU, before those of its devices.
     pub(crate) arguments: Vec<String>,
 }
 
 impl Default for Hardware<'_> {
     fn default() -> Self {
-        Self {
-            cpu: "max",
-            memory: "512M",
-            share: None,
-            engine: &REAL_TIME,
-            patience: PATIENCE,
-            arguments: vec![],
-        }
+        Self { cpu: "max", memory: "512M", share: None, engine: &REAL_TIME, arguments: vec![] }
     }
 }
 
@@ -164,8 +152,7 @@ impl Guest {
         // It warns of what it lacks at every start.
         command.stderr(File::create(folder.join(QEMU_LOG)).unwrap());
         let logs = [QEMU_LOG, CONSOLE_LOG].map(|log| folder.join(log));
-        let process = Process::start("guest", &mut command, true);
-        let process = process.patient(hardware.patience).showing(logs.into());
+        let process = Process::start("guest", &mut command, true).showing(logs.into());
         Self { process, folder: folder.into() }
     }
 

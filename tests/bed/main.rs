@@ -10,7 +10,6 @@ mod command;
 mod console;
 mod devices;
 mod display;
-mod figures;
 mod firmware;
 mod flips;
 mod frames;

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// Bounds every wait: far beyond what anything here needs on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_mins(4);
+const PATIENCE: Duration = Duration::from_mins(4);
 
 /// A process that talks by lines.
 pub(crate) struct Process {
@@ -44,12 +44,6 @@ impl Process {
         });
         let end = Instant::now() + PATIENCE;
         Self { name, child, lines, said: Vec::new(), loud, logs: Vec::new(), end }
-    }
-
-    /// Waits for so long in all.
-    pub(crate) fn patient(mut self, patience: Duration) -> Self {
-        self.end = Instant::now() + patience;
-        self
     }
 
     /// Shows these files where it fails.
