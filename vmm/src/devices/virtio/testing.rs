@@ -411,6 +411,12 @@ impl Driver {
         }
     }
 
+    /// The buffer at which the device wants a kick, where event indices are in use: buffers are counted from 0 on.
+    pub(crate) fn kick_wanted_at(&self, ring: &Ring) -> u16 {
+        let event = ring.device + 4 + 8 * u64::from(ring.size);
+        self.memory.load(Gpa(event), std::sync::atomic::Ordering::Acquire).unwrap()
+    }
+
     /// What the device has used next, if it has.
     pub(crate) fn used(&self, ring: &mut Ring) -> Option<(u16, u32)> {
         let order = std::sync::atomic::Ordering::Acquire;

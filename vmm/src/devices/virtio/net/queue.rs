@@ -44,6 +44,16 @@ impl Counters {
     }
 }
 
+/// What became of a frame for the guest.
+enum Delivery {
+    /// It has it, or never will.
+    Done,
+    /// There are too few buffers, and a kick comes with the next.
+    Short,
+    /// There were too few buffers, and now there are more.
+    More,
+}
+
 /// Serves both queues.
 pub(super) struct Frames {
     receive: VirtQueue,
@@ -119,7 +129,7 @@ impl Frames {
             if self.incoming_len == 0 {
                 break;
             }
-            if !self.deliver() && (!self.receive.ask_for_kick() || !self.deliver()) {
+            if !self.deliver() {
                 self.may_receive = false;
                 break;
             }
@@ -127,8 +137,19 @@ impl Frames {
         self.receive.signal();
     }
 
-    /// Gives the guest the frame at hand; false: it has too few buffers, and the frame waits.
+    /// Gives the guest the frame at hand; false: it has too few buffers, and the frame waits for a kick.
     fn deliver(&mut self) -> bool {
+        loop {
+            match self.try_deliver() {
+                Delivery::Done => return true,
+                Delivery::Short => return false,
+                // At most as often as there are buffers in the ring: then the frame is dropped.
+                Delivery::More => {}
+            }
+        }
+    }
+
+    fn try_deliver(&mut self) -> Delivery {
         let merge = self.features & feature::MERGE != 0;
         let (mut room, mut count) = (0, 0);
         while room < self.incoming_len as u64 {
@@ -137,12 +158,17 @@ impl Frames {
             }
             // Without merging a frame has one buffer.
             let full = count > 0 && !merge || count >= super::QUEUES[RECEIVE].into();
-            if full || !self.receive.pop(&mut self.spread[count]) {
+            if full {
                 (0..count).for_each(|_| self.receive.put_back());
-                if full {
-                    self.drop_incoming();
-                }
-                return full;
+                self.drop_incoming();
+                return Delivery::Done;
+            }
+            if !self.receive.pop(&mut self.spread[count]) {
+                // Before the buffers go back: a driver kicks at the buffer that it was asked for, and those that are
+                // there already it has told of.
+                let more = self.receive.ask_for_kick();
+                (0..count).for_each(|_| self.receive.put_back());
+                return if more { Delivery::More } else { Delivery::Short };
             }
             room += self.spread[count].writable();
             count += 1;
@@ -161,7 +187,7 @@ impl Frames {
             self.counters.received.fetch_add(1, Ordering::Relaxed);
         }
         self.incoming_len = 0;
-        true
+        Delivery::Done
     }
 
     fn drop_incoming(&mut self) {

@@ -110,6 +110,7 @@ fn large_frames_are_spread_where_that_was_agreed_on() {
     c.d.kick(&c.receive);
     c.send(&frame(100, 0));
     assert_eq!(c.d.used(&mut c.receive), None);
+    assert_eq!(c.d.kick_wanted_at(&c.receive), 7, "the next buffer, not one that is there");
     for at in &at[7..] {
         c.d.add(&mut c.receive, &[Part::In(*at, 4096)]);
     }
