@@ -25,7 +25,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -109,7 +109,8 @@ pub(crate) fn serve(paths: &[PathBuf], sandbox: bool) -> anyhow::Result<()> {
     }
     let stdin = std::io::stdin();
     while let Some(([index, ..], _)) = receive(stdin.as_fd()).context("the VMM's request")? {
-        let answer = paths.get(usize::from(index)).map_or(Err(Errno::INVAL), |path| attempt(path));
+        let path = paths.get(usize::from(index)).ok_or(Errno::INVAL);
+        let answer = path.and_then(|path| connect::attempt(path));
         let sent = match answer {
             Ok(stream) => send(stdin.as_fd(), &0i32.to_le_bytes(), Some(stream.as_fd())),
             Err(e) => send(stdin.as_fd(), &e.raw_os_error().to_le_bytes(), None),
@@ -120,10 +121,6 @@ pub(crate) fn serve(paths: &[PathBuf], sandbox: bool) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-fn attempt(path: &Path) -> Result<UnixStream, Errno> {
-    connect::attempt(path)
 }
 
 fn send(socket: BorrowedFd<'_>, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<(), Errno> {

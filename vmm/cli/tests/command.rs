@@ -1,28 +1,21 @@
 //! The command as a script sees it: exit codes, messages, and nothing left behind.
 
 mod common;
+#[path = "common/host.rs"]
+mod host;
+#[path = "common/kvm.rs"]
+mod kvm;
+#[path = "common/running.rs"]
+mod running;
 
 use common::{beamline, failure, output};
+use host::HOST;
+use kvm::kvm_or_skip;
+use running::Running;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-
-const HOST: &str = r#"
-run_dir = "run"
-[gpu]
-backend = "model"
-[[slice]]
-name = "vr"
-width = 512
-height = 288
-[slice.contract]
-refresh_hz = "90"
-class = "reserved"
-budget_ms = 2.2
-max_job_ms = 3.0
-late_latch = { window_ms = 1.2, budget_ms = 0.6 }
-"#;
 
 fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -32,23 +25,17 @@ fn folder_with(files: &[(&str, &str)]) -> tempfile::TempDir {
     folder
 }
 
-/// A host that has said that it is ready.
-struct Host {
-    child: Child,
-    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
-}
-
-impl Host {
-    fn start(folder: &Path) -> Self {
-        Self::start_with(&["host", "host.toml"], folder)
+impl Running {
+    /// A host that has said that it is ready.
+    fn host(folder: &Path) -> Self {
+        Self::host_with(&["host", "host.toml"], folder)
     }
 
-    fn start_with(arguments: &[&str], folder: &Path) -> Self {
-        let mut child = beamline(arguments, folder).stdout(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let ready = lines.next().unwrap().unwrap();
+    fn host_with(arguments: &[&str], folder: &Path) -> Self {
+        let mut host = Self::of(&mut beamline(arguments, folder));
+        let ready = host.lines.next().unwrap().unwrap();
         assert!(ready.starts_with(r#"{"event":"ready","label":"modelled""#), "{ready}");
-        Self { child, lines }
+        host
     }
 
     /// Sends SIGTERM and answers the exit code and the last line.
@@ -56,13 +43,6 @@ impl Host {
         kill_process(Pid::from_child(&self.child), Signal::TERM).unwrap();
         let last = self.lines.by_ref().map(Result::unwrap).last().unwrap();
         (self.child.wait().unwrap().code(), last)
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -163,7 +143,7 @@ fn a_hosts_file_is_checked_without_starting_it() {
 #[test]
 fn a_host_serves_until_it_is_told_to_end_and_leaves_no_socket() {
     let folder = folder_with(&[("host.toml", HOST)]);
-    let host = Host::start(folder.path());
+    let host = Running::host(folder.path());
     assert_eq!(sockets(folder.path()).len(), 3, "pacer, vGPU and control");
     let (code, last) = host.end();
     assert_eq!((code, last.as_str()), (Some(0), r#"{"event":"drained"}"#));
@@ -184,11 +164,11 @@ fn is_confined(status: &str) -> bool {
 #[test]
 fn every_thread_of_a_host_is_confined_unless_it_is_asked_not_to_be() {
     let folder = folder_with(&[("host.toml", HOST)]);
-    let host = Host::start(folder.path());
+    let host = Running::host(folder.path());
     let all = threads(&host.child);
     assert!(all.len() > 5 && all.iter().all(|t| is_confined(t)), "{all:#?}");
     assert_eq!(host.end().0, Some(0));
-    let host = Host::start_with(&["host", "host.toml", "--no-sandbox"], folder.path());
+    let host = Running::host_with(&["host", "host.toml", "--no-sandbox"], folder.path());
     assert!(threads(&host.child).iter().all(|t| !is_confined(t)));
     assert_eq!(host.end().0, Some(0));
 }
@@ -197,7 +177,7 @@ fn every_thread_of_a_host_is_confined_unless_it_is_asked_not_to_be() {
 fn a_confined_host_leaves_its_files_where_it_is_told_to() {
     let output = "[output]\nstamps = \"logs/of/stamps.bin\"\nimages = \"pictures\"\n";
     let folder = folder_with(&[("host.toml", &format!("{HOST}{output}"))]);
-    let host = Host::start(folder.path());
+    let host = Running::host(folder.path());
     assert_eq!(host.end().0, Some(0));
     let log = std::fs::metadata(folder.path().join("logs/of/stamps.bin")).unwrap();
     assert!(log.len() > 0, "the log has its meta data");
@@ -222,7 +202,7 @@ fn slices_are_looked_at_and_changed_by_command() {
     let (code, text) = failure(&["slice", "list"], folder.path());
     assert_eq!(code, Some(2));
     assert!(text.contains("control.sock") && text.contains("beamline host"), "{text}");
-    let host = Host::start(folder.path());
+    let host = Running::host(folder.path());
     let made = said(&[
         "slice",
         "create",
@@ -266,9 +246,9 @@ fn slices_are_looked_at_and_changed_by_command() {
 #[test]
 fn a_host_whose_reader_is_gone_ends_by_itself() {
     let folder = folder_with(&[("host.toml", HOST)]);
-    let mut host = Host::start(folder.path());
+    let mut host = Running::host(folder.path());
     let status = {
-        let Host { child, lines } = &mut host;
+        let Running { child, lines } = &mut host;
         // Closing the pipe: the next statistics find nobody.
         *lines = BufReader::new(take_stdout(child)).lines();
         child.wait().unwrap()
@@ -300,20 +280,19 @@ fn two_guests_on_one_slice_are_refused() {
     let Some(image) = guest_image("two_guests_on_one_slice_are_refused") else { return };
     let guest = guest_toml(&image, "run/vr-pacer.sock", "run/vr-gpu.sock");
     let folder = folder_with(&[("host.toml", HOST), ("vr.toml", &guest)]);
-    let host = Host::start(folder.path());
-    let mut first =
-        beamline(&["run", "vr.toml"], folder.path()).stdout(Stdio::piped()).spawn().unwrap();
-    let mut lines = BufReader::new(first.stdout.take().unwrap()).lines();
-    let ready = lines.find_map(|l| l.ok().filter(|l| l.starts_with("vr: READY")));
+    let host = Running::host(folder.path());
+    let mut guest = Running::of(&mut beamline(&["run", "vr.toml"], folder.path()));
+    let ready = guest.lines.find_map(|l| l.ok().filter(|l| l.starts_with("vr: READY")));
     assert!(ready.is_some(), "the guest did not render");
     let (code, text) = failure(&["run", "vr.toml"], folder.path());
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("vr-pacer.sock"), "{text}");
-    let all = threads(&first);
+    let first = &mut guest.child;
+    let all = threads(first);
     assert!(all.len() > 1 && all.iter().all(|t| is_confined(t)), "{all:#?}");
     // The first one is not disturbed, and ends in order.
     assert!(first.try_wait().unwrap().is_none());
-    kill_process(Pid::from_child(&first), Signal::TERM).unwrap();
+    kill_process(Pid::from_child(first), Signal::TERM).unwrap();
     assert_eq!(first.wait().unwrap().code(), Some(0));
     assert_eq!(host.end().0, Some(0));
 }
@@ -329,9 +308,7 @@ fn guest_toml(image: &Path, pacer: &str, gpu: &str) -> String {
 
 /// The guest image, where guests can run; else says why the test is skipped.
 fn guest_image(test: &str) -> Option<PathBuf> {
-    let kvm = beamline_vmm::probe::kvm();
-    if !kvm.usable() {
-        println!("skip: {test}: {kvm}");
+    if !kvm_or_skip(test) {
         return None;
     }
     let image = std::env::var_os("BEAMLINE_GUEST").map(PathBuf::from).filter(|p| p.is_file());

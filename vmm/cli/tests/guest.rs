@@ -3,19 +3,28 @@
 mod common;
 #[path = "common/elf.rs"]
 mod elf;
+#[path = "common/host.rs"]
+mod host;
+#[path = "common/kvm.rs"]
+mod kvm;
 #[path = "guest/ports.rs"]
 mod ports;
+#[path = "common/running.rs"]
+mod running;
 
 use common::{beamline, failure, output};
 use elf::elf;
+use host::HOST;
+use kvm::kvm_or_skip;
+use running::Running;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Stdio};
+use std::process::Stdio;
 
 /// Says `boot` on its serial port. Then writes to port 0x80 for ever, until its power button is pressed, when it
 /// switches off, or a byte comes on the serial port, which is its exit code.
@@ -66,27 +75,18 @@ fn asked(arguments: &[&str], folder: &Path) -> Value {
     serde_json::from_slice(&out.stdout).unwrap()
 }
 
-fn kvm_or_skip(test: &str) -> bool {
-    let kvm = beamline_vmm::probe::kvm();
-    if !kvm.usable() {
-        println!("skip: {test}: {kvm}");
-    }
-    kvm.usable()
-}
-
 /// A guest that runs, and its events.
-struct Running {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-}
-
 impl Running {
+    /// A host that is ready, by its file in `folder`.
+    fn host(folder: &Path) -> Self {
+        let mut host = Self::of(&mut beamline(&["host", "host.toml"], folder));
+        host.lines.next().unwrap().unwrap();
+        host
+    }
+
     fn start(arguments: &[&str], folder: &Path) -> Self {
         let all = [&["run", "guest.toml", "--json"], arguments].concat();
-        let mut child =
-            beamline(&all, folder).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut this = Self { child, lines };
+        let mut this = Self::of(beamline(&all, folder).stderr(Stdio::piped()));
         let started = this.event();
         assert_eq!(started["event"], "started", "{started}");
         assert_eq!((&started["guest"], &started["api"]), (&"tiny".into(), &SOCKET.into()));
@@ -118,13 +118,6 @@ impl Running {
         let console = stderr.lines().filter(|line| !line.starts_with("beamline: "));
         let console = console.flat_map(|line| [line, "\n"]).collect();
         (self.child.wait().unwrap().code(), events, console)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -369,16 +362,8 @@ fn a_picture_is_asked_of_the_guests_host() {
     let guest = guest.replace("\"image\"", &format!("{image:?}\ncmdline = \"scene=vr\""));
     let folder = folder_with(&format!("{guest}{}{}", device("pacer"), device("gpu")));
     let folder = folder.path();
-    let host = "run_dir = \"run\"\n[gpu]\nbackend = \"model\"\n[[slice]]\nname = \"vr\"\nwidth = 512\n\
-                height = 288\n[slice.contract]\nrefresh_hz = \"90\"\nclass = \"reserved\"\nbudget_ms = 2.2\n\
-                max_job_ms = 3.0\nlate_latch = { window_ms = 1.2, budget_ms = 0.6 }\n";
-    std::fs::write(folder.join("host.toml"), host).unwrap();
-    let mut child =
-        beamline(&["host", "host.toml"], folder).stdout(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(child.stdout.take().unwrap());
-    let mut ready = String::new();
-    said.read_line(&mut ready).unwrap();
-    let host = Running { child, lines: said.lines() };
+    std::fs::write(folder.join("host.toml"), HOST).unwrap();
+    let host = Running::host(folder);
     let guest = Running::start(&[], folder);
     let display = asked(&["show"], folder)["display"].clone();
     assert_eq!(display["slice"], "vr");

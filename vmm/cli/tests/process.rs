@@ -1,33 +1,20 @@
 //! Guests that are processes of the host: they draw, leave stamps, and nothing else. Needs neither KVM nor Vulkan.
 
 mod common;
+#[path = "common/host.rs"]
+mod host;
+#[path = "common/running.rs"]
+mod running;
 
 use beamline_abi::Nanos;
 use beamline_latency::frames::Frame;
 use beamline_latency::{Analysis, Log, Options, Stage};
 use common::{beamline, failure, output};
+use host::HOST;
+use running::Running;
 use rustix::process::{Pid, Signal, kill_process};
-use std::io::{BufRead, BufReader, Lines};
 use std::path::Path;
-use std::process::{Child, ChildStdout, Stdio};
-
-const HOST: &str = r#"
-run_dir = "run"
-[gpu]
-backend = "model"
-[output]
-stamps = "stamps.bin"
-[[slice]]
-name = "vr"
-width = 512
-height = 288
-[slice.contract]
-refresh_hz = "90"
-class = "reserved"
-budget_ms = 2.2
-max_job_ms = 3.0
-late_latch = { window_ms = 1.2, budget_ms = 0.6 }
-"#;
+use std::process::Stdio;
 
 /// A guest's file that draws so many frames, or without end.
 fn guest(frames: u32) -> String {
@@ -42,25 +29,17 @@ fn guest(frames: u32) -> String {
 /// A folder with the files of a host and of guests, by the number of their frames.
 fn folder(guests: &[u32]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("host.toml"), HOST).unwrap();
+    let host = format!("{HOST}[output]\nstamps = \"stamps.bin\"\n");
+    std::fs::write(folder.path().join("host.toml"), host).unwrap();
     for frames in guests {
         std::fs::write(folder.path().join(format!("{frames}.toml")), guest(*frames)).unwrap();
     }
     folder
 }
 
-/// A command that runs, and what it says.
-struct Running {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
 impl Running {
     fn start(arguments: &[&str], folder: &Path) -> Self {
-        let mut command = beamline(arguments, folder);
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
+        Self::of(beamline(arguments, folder).stderr(Stdio::piped()))
     }
 
     /// Reads until it says `word`, and gives that line.
@@ -78,13 +57,6 @@ impl Running {
         let said: Vec<String> = self.lines.by_ref().map(Result::unwrap).collect();
         let errors = std::io::read_to_string(self.child.stderr.take().unwrap()).unwrap();
         (self.child.wait().unwrap().code(), said.join("\n"), errors)
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -200,10 +172,7 @@ fn the_demos_first_line_says_that_guests_are_processes() {
     let mut command = beamline(&["demo", "--guests", "process", "--out", "out"], folder.path());
     let run = folder.path().join("run");
     std::fs::create_dir(&run).unwrap();
-    command.env("XDG_RUNTIME_DIR", &run).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-    let mut demo = Running { child, lines };
+    let mut demo = Running::of(command.env("XDG_RUNTIME_DIR", &run).stderr(Stdio::piped()));
     let first = demo.lines.next().unwrap().unwrap();
     for word in ["processes of the host over vfio-user", "no figure is about a virtual machine"] {
         assert!(first.contains(word), "{first}");

@@ -3,9 +3,12 @@
 mod common;
 #[path = "common/elf.rs"]
 mod elf;
+#[path = "common/kvm.rs"]
+mod kvm;
 
 use common::{beamline, failure, output};
 use elf::elf;
+use kvm::kvm_or_skip;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::Read;
@@ -60,14 +63,6 @@ fn folder() -> tempfile::TempDir {
     std::fs::write(folder.path().join("guest.toml"), GUEST).unwrap();
     std::fs::write(folder.path().join("image"), image()).unwrap();
     folder
-}
-
-fn kvm_or_skip(test: &str) -> bool {
-    let kvm = beamline_vmm::probe::kvm();
-    if !kvm.usable() {
-        println!("skip: {test}: {kvm}");
-    }
-    kvm.usable()
 }
 
 /// swtpm, which ends with the test.

@@ -9,7 +9,7 @@ const TYPE_MEMORY: u8 = 1;
 /// Both kinds count only with this flag.
 const ENABLED: u32 = 1;
 
-/// The table. APIC IDs have 8 bits, as in the MADT.
+/// The table. APIC IDs have 8 bits, as in the MADT. The crate's own knows memory and no local APICs.
 pub(super) fn table(domains: &[Domain]) -> Sdt {
     let mut srat = empty(*b"SRAT", 3);
     let mut body = Vec::new();

@@ -12,7 +12,8 @@ const CRB: u32 = 7;
 const PARAMETERS: [u8; 12] = [0; 12];
 
 /// The table. It names no log area: firmware that measures keeps its log itself and gives it to the loader by
-/// `EFI_TCG2_PROTOCOL`, and without firmware there is no log.
+/// `EFI_TCG2_PROTOCOL`, and without firmware there is no log. The crate's own is of revision 1, without the parameters
+/// that revision 4 has.
 pub(super) fn table() -> Sdt {
     let mut table = empty(*b"TPM2", 4);
     let body = [

@@ -25,7 +25,7 @@ pub struct Firmware {
 
 /// Looks whether the firmware's files make a flash, and lets them go again.
 pub fn check(files: &Files) -> Result<(), FlashError> {
-    Flash::open(&files.code, &files.variables).map(drop)
+    Flash::look(&files.code, &files.variables)
 }
 
 /// Opens the firmware in `files` and puts together what it is told about `board`.

@@ -27,10 +27,28 @@ impl Asm {
         self.config_read(slot, offset).raw(&[0x3d]).raw(&value.to_le_bytes()).raw(&[0x75, 0xea])
     }
 
+    /// Waits for a function behind the first port, and puts its first BAR at `bar`.
+    fn wait_for_function(self, bar: u32) -> Self {
+        self.config_write(PORT, config::COMMAND.into(), ON)
+            .config_until(BEHIND, 0, 0x0001_bea3)
+            .config_write(BEHIND, config::BAR0.into(), bar)
+            .config_write(BEHIND, config::COMMAND.into(), ON)
+    }
+
     /// Rings the doorbell at `bell` and reads the word at `word`, until that is all-ones.
     fn ring_until_gone(self, bell: u32, word: u32) -> Self {
         self.store(bell, 1).load(word).raw(&[0x3d]).raw(&[0xff; 4]).raw(&[0x75, 0xea])
     }
+}
+
+/// What the first port passes on.
+fn window() -> u32 {
+    *Windows::beside(0).with_ports(1).of_port(0).start() as u32
+}
+
+/// A function that this process serves.
+fn served() -> Device {
+    Device::VfioUser(VfioUserDevice { socket: "test".into(), timeout: Duration::ZERO })
 }
 
 fn with_port(code: &Asm, plugged: bool, device: Device) -> (Config, tempfile::TempDir) {
@@ -45,13 +63,9 @@ fn a_function_is_taken_out_while_it_is_used() {
     if !kvm_or_skip("a_function_is_taken_out_while_it_is_used") {
         return;
     }
-    let windows = Windows::beside(0).with_ports(1);
-    let bar = *windows.of_port(0).start() as u32;
+    let bar = window();
     let code = Asm::default()
-        .config_write(PORT, config::COMMAND.into(), ON)
-        .config_until(BEHIND, 0, 0x0001_bea3)
-        .config_write(BEHIND, config::BAR0.into(), bar)
-        .config_write(BEHIND, config::COMMAND.into(), ON)
+        .wait_for_function(bar)
         .config_write(BEHIND, MSIX.into(), 0x8000 << 16)
         .store(bar + 0x1000, 0xfee0_0000)
         .store(bar + 0x1008, 0x41)
@@ -62,8 +76,7 @@ fn a_function_is_taken_out_while_it_is_used() {
         .config_read(BEHIND, 0)
         .expect(u32::MAX, 2)
         .exit(0);
-    let device = VfioUserDevice { socket: "test".into(), timeout: Duration::ZERO };
-    let (config, _dir) = with_port(&code, false, Device::VfioUser(device));
+    let (config, _dir) = with_port(&code, false, served());
     let handle = Vm::new(config).unwrap().start().unwrap();
     assert_eq!(handle.port(0).unwrap().state(), State::Empty);
     assert!(matches!(handle.plug(0, None), Err(PlugError::Connection)));
@@ -102,19 +115,14 @@ fn a_function_whose_server_hangs_is_taken_out() {
     if !kvm_or_skip("a_function_whose_server_hangs_is_taken_out") {
         return;
     }
-    let windows = Windows::beside(0).with_ports(1);
-    let bar = *windows.of_port(0).start() as u32;
+    let bar = window();
     let code = Asm::default()
-        .config_write(PORT, config::COMMAND.into(), ON)
-        .config_until(BEHIND, 0, 0x0001_bea3)
-        .config_write(BEHIND, config::BAR0.into(), bar)
-        .config_write(BEHIND, config::COMMAND.into(), ON)
+        .wait_for_function(bar)
         .load(bar + bar0::HANG)
         .expect(u32::MAX, 2)
         .config_until(PORT, SLOT, OUT)
         .exit(0);
-    let device = VfioUserDevice { socket: "test".into(), timeout: Duration::ZERO };
-    let (config, _dir) = with_port(&code, false, Device::VfioUser(device));
+    let (config, _dir) = with_port(&code, false, served());
     let handle = Vm::new(config).unwrap().start().unwrap();
     let (served, stream) = Served::listening();
     handle.plug(0, Some(stream)).unwrap();

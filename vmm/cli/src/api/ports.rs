@@ -21,13 +21,13 @@ impl Guest {
         self.alive()?;
         // Before anyone is connected to: a server has one guest.
         if self.control.port(port).is_some_and(|watch| watch.state() != State::Empty) {
-            return Err(refused(name, &SlotError::Occupied.into()));
+            return Err(refused(name, SlotError::Occupied.into()));
         }
         let connection = match &self.config.ports[port].device {
             Device::VfioUser(_) => Some(self.connect(port)?),
             _ => None,
         };
-        self.control.plug(port, connection).map_err(|e| refused(name, &e))?;
+        self.control.plug(port, connection).map_err(|e| refused(name, e))?;
         Ok(self.port_json(name, port))
     }
 
@@ -35,7 +35,7 @@ impl Guest {
     pub(super) fn unplug(&self, name: &str, asked: UnplugJson) -> Result<PortJson, Refused> {
         let port = self.port_number(name)?;
         self.alive()?;
-        let leaving = self.control.unplug(port, asked.force).map_err(|e| refused(name, &e))?;
+        let leaving = self.control.unplug(port, asked.force).map_err(|e| refused(name, e))?;
         if leaving == Leaving::Asked {
             self.events.say(&GuestEvent::UnplugAsked { port: name.to_owned() });
         }
@@ -76,34 +76,19 @@ impl Guest {
     }
 }
 
-fn refused(name: &str, error: &PlugError) -> Refused {
-    let conflict = |mend: &str| {
-        let said = ErrorJson::new(error.to_string(), format!("port {name}"), mend);
-        refuse(StatusCode::CONFLICT, &said)
-    };
-    match error {
-        PlugError::Ended => ended(),
-        PlugError::Slot(SlotError::Occupied) => conflict("unplug it first"),
-        PlugError::Slot(SlotError::Empty) => conflict("plug it first"),
-        PlugError::Slot(SlotError::Busy) => conflict("ask again in a moment, or use force"),
+fn refused(name: &str, error: PlugError) -> Refused {
+    let place = format!("port {name}");
+    let mend = match &error {
+        PlugError::Ended => return ended(),
+        PlugError::Slot(SlotError::Occupied) => "unplug it first",
+        PlugError::Slot(SlotError::Empty) => "plug it first",
+        PlugError::Slot(SlotError::Busy) => "ask again in a moment, or use force",
+        PlugError::Connect(_) | PlugError::Attach(_) => "look at the device's server",
         PlugError::Slot(_) | PlugError::Connection => {
-            unprocessable(error.to_string(), format!("port {name}"), "look at the guest's file")
+            return unprocessable(error.to_string(), place, "look at the guest's file");
         }
-        PlugError::Connect(_) | PlugError::Attach(_) => {
-            // What it was is in the sources of the error.
-            let text = format!("{error}{}", causes(error));
-            let said = ErrorJson::new(text, format!("port {name}"), "look at the device's server");
-            refuse(StatusCode::CONFLICT, &said)
-        }
-    }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = String::new();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(&format!(": {cause}"));
-        next = cause.source();
-    }
-    text
+    };
+    // What it was is in the sources of the error.
+    let what = format!("{:#}", anyhow::Error::new(error));
+    refuse(StatusCode::CONFLICT, &ErrorJson::new(what, place, mend))
 }

@@ -49,11 +49,7 @@ fn ports_take_devices_and_give_them_back() {
     refused(&["plug", "pacer"], "beamline host", folder);
     assert!(statuses(connector).iter().all(|t| t.contains("Seccomp:\t2\n")));
 
-    let mut child =
-        beamline(&["host", "host.toml"], folder).stdout(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(child.stdout.take().unwrap());
-    said.read_line(&mut String::new()).unwrap();
-    let host = Running { child, lines: said.lines() };
+    let host = Running::host(folder);
     let plugged = json!({ "port": "pacer", "state": "plugged" });
     let empty = json!({ "port": "pacer", "state": "empty" });
     // Twice: the slice is free again in between. Nobody in this guest looks at its ports.

@@ -118,36 +118,27 @@ pub struct Flash {
     code_start: u64,
 }
 
+/// A file that is opened and looked at, and its bytes.
+type Opened = (File, u64);
+
 impl Flash {
+    /// Looks whether the files make a flash, and lets them go again.
+    pub fn look(code: &Path, variables: &Path) -> Result<(), FlashError> {
+        files(code, variables).map(drop)
+    }
+
     /// The flash with the code in the file `code`, which is only read, and the variables in the file
     /// `variables`, which the guest writes. That file is locked for as long as this is alive.
     pub fn open(code: &Path, variables: &Path) -> Result<Self, FlashError> {
-        let opened =
-            OpenOptions::new().read(true).open(code).map_err(|source| FlashError::Open {
-                what: CODE,
-                path: code.into(),
-                hint: "; Debian has it in its package ovmf",
-                source,
-            })?;
-        let code_bytes = contents(CODE, code, &opened, MAX)?;
-        let hint = " for writing; make it as this guest's own copy of the variables that come with the firmware \
-                    (OVMF_VARS_4M.fd)";
-        let open = OpenOptions::new().read(true).write(true).open(variables);
-        let file = open.map_err(|source| FlashError::Open {
-            what: VARIABLES,
-            path: variables.into(),
-            hint,
-            source,
-        })?;
-        lock(&file, variables)?;
-        let room = MAX - code_bytes.len() as u64;
-        let bytes = contents(VARIABLES, variables, &file, room)?;
-        let code_start = END - code_bytes.len() as u64;
-        let start = code_start - bytes.len() as u64;
+        let [opened, own] = files(code, variables)?;
+        let code_bytes = contents(CODE, code, &opened)?;
+        let bytes = contents(VARIABLES, variables, &own)?;
+        let code_start = END - opened.1;
+        let start = code_start - own.1;
         let code = region(code_bytes.len())?;
         code.as_volatile_slice().copy_from(&code_bytes);
         let view = region(bytes.len())?;
-        Ok(Self { code, variables: Chip::new(bytes, file, view), start, code_start })
+        Ok(Self { code, variables: Chip::new(bytes, own.0, view), start, code_start })
     }
 
     /// What the guest sees, for KVM's memory slots, all of them read-only.
@@ -166,15 +157,31 @@ impl Flash {
     }
 }
 
-/// All bytes of a regular file of at most `most`.
-fn contents(
+/// Code and variables, of which the latter are locked. Together they have at most [`MAX`] bytes.
+fn files(code: &Path, variables: &Path) -> Result<[Opened; 2], FlashError> {
+    let read = OpenOptions::new().read(true).clone();
+    let both = OpenOptions::new().read(true).write(true).clone();
+    let install = "; Debian has it in its package ovmf";
+    let copy = " for writing; make it as this guest's own copy of the variables that come with the firmware \
+                (OVMF_VARS_4M.fd)";
+    let code = open(CODE, code, &read, install, MAX)?;
+    let own = open(VARIABLES, variables, &both, copy, MAX - code.1)?;
+    lock(&own.0, variables)?;
+    Ok([code, own])
+}
+
+/// A regular file of whole blocks, of at most `most` bytes.
+fn open(
     what: &'static str,
     path: &Path,
-    file: &File,
+    how: &OpenOptions,
+    hint: &'static str,
     most: u64,
-) -> Result<Vec<u8>, FlashError> {
-    let read = |source| FlashError::Read { what, path: path.into(), source };
-    let about = file.metadata().map_err(read)?;
+) -> Result<Opened, FlashError> {
+    let refused = |source| FlashError::Open { what, path: path.into(), hint, source };
+    let file = how.open(path).map_err(refused)?;
+    let about = file.metadata();
+    let about = about.map_err(|source| FlashError::Read { what, path: path.into(), source })?;
     if !about.is_file() {
         return Err(FlashError::Kind { what, path: path.into() });
     }
@@ -182,8 +189,14 @@ fn contents(
     if size == 0 || !size.is_multiple_of(BLOCK as u64) || size > most {
         return Err(FlashError::Size { what, path: path.into(), size });
     }
-    let mut bytes = vec![0; size as usize];
-    file.read_exact_at(&mut bytes, 0).map_err(read)?;
+    Ok((file, size))
+}
+
+/// All of its bytes: few enough to be counted in memory.
+fn contents(what: &'static str, path: &Path, (file, size): &Opened) -> Result<Vec<u8>, FlashError> {
+    let mut bytes = vec![0; *size as usize];
+    let read = file.read_exact_at(&mut bytes, 0);
+    read.map_err(|source| FlashError::Read { what, path: path.into(), source })?;
     Ok(bytes)
 }
 
