@@ -10,6 +10,7 @@ use super::session::{Booking, Plan, Session};
 use crate::failure::refused;
 use crate::output;
 use anyhow::Context;
+use beamline_latency::noise;
 use std::time::Duration;
 
 /// What calibration has found for one guest.
@@ -73,7 +74,7 @@ impl std::fmt::Display for Unfit {
 pub(crate) fn calibrate<'a>(session: &Session<'a>) -> anyhow::Result<Vec<Calibrated<'a>>> {
     let mut repeats = session.demo.runs.repeats;
     loop {
-        let others = others::Watch::begin()?;
+        let (others, machine) = (others::Watch::begin()?, noise::Watch::begin()?);
         let found = measure_all(session)
             .and_then(|all| check_fit(&all, session.demo).context(Unfit).map(|()| all));
         let why = match found {
@@ -81,7 +82,10 @@ pub(crate) fn calibrate<'a>(session: &Session<'a>) -> anyhow::Result<Vec<Calibra
             done => return done,
         };
         let percent = others.end()?.percent;
-        let meanwhile = format!("other programs took {percent:.0}% of a CPU meanwhile (measured)");
+        let noise = machine.end(session.demo.noise.steal_per_30s, None)?;
+        let meanwhile = format!(
+            "other programs took {percent:.0}% of a CPU meanwhile, and the machine had {noise} (measured)"
+        );
         if repeats == 0 {
             return Err(why.context(meanwhile));
         }
