@@ -24,7 +24,7 @@ GUEST_FLAGS  := -C relocation-model=static -C no-redzone=yes -C force-unwind-tab
 # Where tests and benchmarks look for the guest image; the command itself looks beside its own binary.
 export BEAMLINE_GUEST ?= $(CARGO_TARGET_DIR)/$(GUEST_TARGET)/guest/beamline-microguest
 
-.PHONY: setup guest build bed demo test test-bed bench bench-sched bench-device bench-vmm fuzz prove lint clean
+.PHONY: setup guest build bed demo test test-bed bench bench-sched bench-device bench-vmm bench-bed fuzz prove lint clean
 
 setup:
 	@scripts/setup.sh
@@ -66,6 +66,11 @@ bench-device: setup
 # Interrupts and doorbells beside bare KVM; the VMM's own memory, and how soon a guest runs.
 bench-vmm: setup guest build
 	BEAMLINE="$(CARGO_TARGET_DIR)/release/beamline" $(CARGO) bench --locked -p beamline-benches --bench interrupts --bench vmm
+
+# A start, a disk and a network by instructions, beside QEMU's, in the testbed. PART: boot, disk or net.
+bench-bed: bed build
+	$(CARGO) build --locked --release -p beamline-benches --example counter
+	BEAMLINE_BED="$(BED)" BEAMLINE="$(CARGO_TARGET_DIR)/release/beamline" $(CARGO) bench --locked -p beamline-benches --bench bed
 
 # FUZZ_SECONDS per target (60), FUZZ_TARGET for one of them: see CONTRIBUTING.md.
 fuzz: setup

@@ -2,7 +2,7 @@
 
 use crate::bed::Bed;
 use crate::display::{DRAW, LOOK, PATIENCE, reference};
-use crate::linux::{INIT, INNER, OUTER, config, share, start_with};
+use crate::nested::{INIT, INNER, OUTER, config, share, start_with};
 use crate::picture::Picture;
 use crate::turn;
 use std::time::Instant;

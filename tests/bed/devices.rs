@@ -3,7 +3,7 @@
 
 use crate::bed::Bed;
 use crate::guest::{Guest, Hardware, Iommu, Machine};
-use crate::linux::{CPUS, INIT, INNER, OUTER, config, inner, share};
+use crate::nested::{CPUS, INIT, INNER, OUTER, config, inner, share};
 use crate::sockets::press;
 use crate::{turn, words};
 use std::collections::{BTreeSet, HashMap};
@@ -191,7 +191,7 @@ fn run(bed: &Bed) -> Run {
     let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(&outer_probe, executable).unwrap();
 
-    let mut guest = crate::linux::start_with(
+    let mut guest = crate::nested::start_with(
         bed,
         folder.path(),
         &outer(),

@@ -3,7 +3,7 @@
 
 use crate::bed::Bed;
 use crate::guest::{COUNTED_TIME, Guest, Hardware, Iommu, Machine, REAL_TIME};
-use crate::linux::{CPUS, INIT, INNER, OUTER, hardware, inner, put, share};
+use crate::nested::{CPUS, INIT, INNER, OUTER, hardware, inner, put, share};
 use crate::{turn, words};
 use std::os::unix::fs::FileExt;
 use std::path::Path;

@@ -2,10 +2,11 @@
 
 use crate::archive::Initramfs;
 use crate::bed::Bed;
-use crate::process::Process;
+use crate::process::{PATIENCE, Process};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
+use std::time::Duration;
 
 /// Said by the guest's first process.
 const UP: &str = "bed: up ";
@@ -59,11 +60,20 @@ pub(crate) struct Hardware<'a> {
     pub(crate) engine: &'a [&'a str],
     /// Further arguments of QEMU, before those of its devices.
     pub(crate) arguments: Vec<String>,
+    /// How long it may take in all.
+    pub(crate) patience: Duration,
 }
 
 impl Default for Hardware<'_> {
     fn default() -> Self {
-        Self { cpu: "max", memory: "512M", share: None, engine: &REAL_TIME, arguments: vec![] }
+        Self {
+            cpu: "max",
+            memory: "512M",
+            share: None,
+            engine: &REAL_TIME,
+            arguments: vec![],
+            patience: PATIENCE,
+        }
     }
 }
 
@@ -152,7 +162,8 @@ impl Guest {
         // It warns of what it lacks at every start.
         command.stderr(File::create(folder.join(QEMU_LOG)).unwrap());
         let logs = [QEMU_LOG, CONSOLE_LOG].map(|log| folder.join(log));
-        let process = Process::start("guest", &mut command, true).showing(logs.into());
+        let process = Process::start("guest", &mut command, true);
+        let process = process.showing(logs.into()).patient(hardware.patience);
         Self { process, folder: folder.into() }
     }
 

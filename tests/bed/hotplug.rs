@@ -2,7 +2,7 @@
 //! `pciehp` drives the root ports.
 
 use crate::bed::Bed;
-use crate::linux::{INIT, OUTER, config, inner, share};
+use crate::nested::{INIT, OUTER, config, inner, share};
 use crate::{turn, words};
 use beamline_abi::pacer;
 
@@ -114,7 +114,7 @@ fn devices_are_plugged_into_a_stock_kernel_and_taken_out() {
         device = { type = \"vfio-user\", socket = \"/run/one-pacer.sock\" }\n";
     let files = [("host.toml", host), ("linux.toml", &config("256M", ports))];
     share(&bed, &folder.path().join("share"), &init(), &[], &files);
-    let said = crate::linux::start_with(&bed, folder.path(), &outer(), vec![]).finish();
+    let said = crate::nested::start_with(&bed, folder.path(), &outer(), vec![]).finish();
 
     // pciehp drives both.
     assert_eq!(inner(&said, "ports: "), ["slots=1,2, drivers=2"], "{said:#?}");

@@ -1,7 +1,7 @@
 //! A stock Linux kernel on Beamline's own VMM that finds Microsoft's hypervisor in KVM's place.
 
 use crate::bed::Bed;
-use crate::linux::{INIT, config, inner, run, share};
+use crate::nested::{INIT, config, inner, run, share};
 use crate::{turn, words};
 
 /// What the kernel found, and two sleeps by its timers.

@@ -2,7 +2,7 @@
 //! own IOMMU. Both kernels and the host run on one processor in software.
 
 use crate::bed::Bed;
-use crate::linux::{INIT, config, inner, run, share};
+use crate::nested::{INIT, config, inner, run, share};
 use crate::witness::Witness;
 use crate::{turn, words};
 use std::path::Path;

@@ -23,6 +23,7 @@ mod iommu;
 mod killed;
 mod linux;
 mod neighbour;
+mod nested;
 mod numa;
 mod pacer;
 mod passt;

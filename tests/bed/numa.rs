@@ -1,7 +1,7 @@
 //! A stock Linux kernel on Beamline's own VMM that is told of NUMA nodes.
 
 use crate::bed::Bed;
-use crate::linux::{INIT, config, inner, run, share};
+use crate::nested::{INIT, config, inner, run, share};
 use crate::{turn, words};
 
 /// The first node's memory ends within the second part of the RAM, above the PCI window.

@@ -2,7 +2,7 @@
 //! go both ways, without a tap.
 
 use crate::bed::Bed;
-use crate::linux::{INIT, config, inner, put, run, share};
+use crate::nested::{INIT, config, inner, put, run, share};
 use crate::{turn, words};
 
 /// Bytes of a file that goes over the network: pieces of 64 KiB.

@@ -6,8 +6,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Bounds every wait: far beyond what anything here needs on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(4);
+/// Bounds every wait: far beyond what any test here needs on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_mins(4);
 
 /// A process that talks by lines.
 pub(crate) struct Process {
@@ -49,6 +49,12 @@ impl Process {
     /// Shows these files where it fails.
     pub(crate) fn showing(mut self, logs: Vec<PathBuf>) -> Self {
         self.logs = logs;
+        self
+    }
+
+    /// Bounds its whole life by `patience` from now on.
+    pub(crate) fn patient(mut self, patience: Duration) -> Self {
+        self.end = Instant::now() + patience;
         self
     }
 

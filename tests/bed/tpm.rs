@@ -3,7 +3,7 @@
 
 use crate::bed::Bed;
 use crate::devices::hash;
-use crate::linux::{INIT, config, inner, put, run, share};
+use crate::nested::{INIT, config, inner, put, run, share};
 use crate::{firmware, turn, words};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
