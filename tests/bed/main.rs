@@ -22,6 +22,7 @@ mod hyperv;
 mod iommu;
 mod killed;
 mod linux;
+mod locked;
 mod neighbour;
 mod nested;
 mod numa;

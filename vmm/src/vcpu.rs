@@ -33,7 +33,8 @@ pub struct VcpuError {
 pub enum GuestError {
     /// It faulted while it handled a fault's fault.
     #[error(
-        "the guest stopped by a triple fault at rip {rip:#x}: its exception handlers do not work"
+        "the guest stopped by a triple fault at rip {rip:#x}: its exception handlers do not work, which is the guest's own \
+         mistake, or its image is not made for this machine (docs/vmm.md says how it is entered)"
     )]
     TripleFault {
         /// Where.

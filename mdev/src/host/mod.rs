@@ -323,7 +323,10 @@ impl Host {
         // No change comes in between.
         self.take_no_more();
         if !self.controller.quiesce_all(DRAIN_PATIENCE) {
-            tracing::info!("a guest goes on submitting; its work is cut short");
+            tracing::warn!(
+                "a guest goes on submitting {} s after it was asked to stop; its work is cut short",
+                DRAIN_PATIENCE.as_secs()
+            );
         }
         let mut drained = Drained::default();
         if let Some(folder) = self.images.clone() {

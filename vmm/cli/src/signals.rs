@@ -1,9 +1,9 @@
-//! SIGINT and SIGTERM as one thing that can be waited for, and children that do not outlive us.
+//! SIGINT, SIGTERM and SIGHUP as one thing that can be waited for, and children that do not outlive us.
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
@@ -16,13 +16,17 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// Takes over SIGINT and SIGTERM.
+    /// Takes over SIGINT and SIGTERM; and SIGHUP, which the end of a terminal sends, unless it is ignored (nohup(1)).
     pub(crate) fn install() -> anyhow::Result<Self> {
         let (pipe, writer) = UnixStream::pair().context("cannot make a pipe for signals")?;
-        for signal in [SIGINT, SIGTERM] {
+        let mut signals = vec![SIGINT, SIGTERM];
+        if !hangup_is_ignored() {
+            signals.push(SIGHUP);
+        }
+        for signal in signals {
             let writer = writer.try_clone().context("cannot make a pipe for signals")?;
             signal_hook::low_level::pipe::register(signal, writer)
-                .context("cannot take over SIGINT and SIGTERM")?;
+                .context("cannot take over SIGINT, SIGTERM and SIGHUP")?;
         }
         Ok(Self { pipe, came: Cell::new(false) })
     }
@@ -56,6 +60,14 @@ impl AsFd for Stop {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.pipe.as_fd()
     }
+}
+
+/// Whether whoever started this process has it ignore SIGHUP, as the kernel tells (proc(5), `SigIgn`).
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    mask.is_some_and(|mask| mask & 1 << (SIGHUP - 1) != 0)
 }
 
 /// Asks for SIGTERM at the death of `parent`, which started this process. Call it from the main thread.

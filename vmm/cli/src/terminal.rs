@@ -1,6 +1,7 @@
 //! A person's terminal as a guest's serial console.
 
 use beamline_vmm::Console;
+use beamline_vmm::sandbox::remember_terminal;
 use rustix::termios::{
     InputModes, LocalModes, OptionalActions, SpecialCodeIndex, Termios, isatty, tcgetattr,
     tcsetattr,
@@ -25,6 +26,8 @@ impl Terminal {
         if !isatty(&input) || !isatty(stdout()) {
             return Ok(None);
         }
+        // Where the sandbox ends this process, nothing is dropped.
+        remember_terminal();
         let before = tcgetattr(&input)?;
         let mut raw = before.clone();
         // Output is left alone, so that the lines of logs stay whole.

@@ -286,7 +286,7 @@ fn two_guests_on_one_slice_are_refused() {
     assert!(ready.is_some(), "the guest did not render");
     let (code, text) = failure(&["run", "vr.toml"], folder.path());
     assert_eq!(code, Some(2), "{text}");
-    assert!(text.contains("vr-pacer.sock"), "{text}");
+    assert!(text.contains("vr-pacer.sock") && text.contains("another guest has"), "{text}");
     let first = &mut guest.child;
     let all = threads(first);
     assert!(all.len() > 1 && all.iter().all(|t| is_confined(t)), "{all:#?}");

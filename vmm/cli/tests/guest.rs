@@ -312,6 +312,19 @@ fn a_guest_that_reboots_lives_again_in_the_sandbox_and_leaves_nothing() {
 }
 
 #[test]
+fn the_end_of_its_terminal_ends_a_guest_in_order() {
+    if !kvm_or_skip("the_end_of_its_terminal_ends_a_guest_in_order") {
+        return;
+    }
+    let folder = folder_with(GUEST);
+    let guest = Running::start(&[], folder.path());
+    kill_process(Pid::from_child(&guest.child), Signal::HUP).unwrap();
+    let (code, events, _) = guest.ends();
+    assert_eq!((code, events), (Some(0), vec![json!({ "event": "stopped" })]));
+    assert!(!folder.path().join(SOCKET).exists());
+}
+
+#[test]
 fn the_end_of_a_rebooting_guest_has_its_exit_code() {
     if !kvm_or_skip("the_end_of_a_rebooting_guest_has_its_exit_code") {
         return;

@@ -37,6 +37,15 @@ pub enum ConnectError {
         /// Why.
         source: std::io::Error,
     },
+    /// The server is there and says nothing.
+    #[error(
+        "{}: its server said nothing for {} s, as it does where another guest has the function: a slice's functions \
+         serve one guest at a time; stop that guest, or name another slice's `socket`", path.display(), ANSWER.as_secs()
+    )]
+    Busy {
+        /// The socket.
+        path: PathBuf,
+    },
     /// The server does not speak vfio-user.
     #[error("{}: the server does not agree on vfio-user", path.display())]
     Protocol {
@@ -85,8 +94,10 @@ pub fn speak(path: &Path, stream: UnixStream) -> Result<(Client, Cutter), Connec
     let cutter = stream
         .try_clone()
         .map_err(|source| ConnectError::Socket { path: path.to_owned(), source })?;
-    let client = Client::with_timeout(stream, ANSWER)
-        .map_err(|source| ConnectError::Protocol { path: path.to_owned(), source })?;
+    let client = Client::with_timeout(stream, ANSWER).map_err(|source| match source {
+        ClientError::Timeout(_) => ConnectError::Busy { path: path.to_owned() },
+        source => ConnectError::Protocol { path: path.to_owned(), source },
+    })?;
     Ok((client, Cutter(cutter)))
 }
 

@@ -29,7 +29,7 @@ pub use files::{Enforced, Files};
 pub use filter::Threads;
 pub use privileges::{Keep, drop_capabilities};
 pub use probe::{Landlock, has_seccomp, landlock};
-pub use violation::{EXIT_CODE, tell_stdout};
+pub use violation::{EXIT_CODE, remember_terminal, tell_stdout};
 
 use std::path::Path;
 

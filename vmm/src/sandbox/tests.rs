@@ -1,6 +1,8 @@
 //! Each role's list, in a process that is confined to it: this very test program, started once more.
 
 use super::*;
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use rustix::thread::{CapabilitySet, capabilities, capability_is_in_bounding_set};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -22,12 +24,16 @@ struct Confined {
 
 impl Confined {
     fn start(role: Role, act: &str) -> Self {
+        Self::start_on(role, act, Stdio::piped())
+    }
+
+    fn start_on(role: Role, act: &str, input: Stdio) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["sandbox::tests::child", "--exact", "--ignored", "--nocapture"])
             .env(TASK, format!("{}:{act}", role.name()))
             .env(FOLDER, folder.path())
-            .stdin(Stdio::piped())
+            .stdin(input)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -56,7 +62,9 @@ impl Confined {
 
     /// Lets it act; its exit code and what it wrote to stderr.
     fn end(mut self) -> (Option<i32>, String) {
-        self.child.stdin.take().unwrap().write_all(b"go\n").unwrap();
+        if let Some(mut stdin) = self.child.stdin.take() {
+            stdin.write_all(b"go\n").unwrap();
+        }
         let errors = self.errors();
         let mut rest = String::new();
         self.said.read_to_string(&mut rest).unwrap();
@@ -226,6 +234,31 @@ fn no_role_reaches_the_kernels_wide_doors() {
 }
 
 #[test]
+fn a_terminal_is_put_back_where_a_call_ends_the_process() {
+    if no_seccomp("a_terminal_is_put_back_where_a_call_ends_the_process") {
+        return;
+    }
+    let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+    let person = std::fs::File::from(openpt(flags).unwrap());
+    grantpt(&person).unwrap();
+    unlockpt(&person).unwrap();
+    let name = ptsname(&person, Vec::new()).unwrap();
+    let terminal = std::fs::File::options().read(true).write(true).open(name.to_str().unwrap());
+    let terminal = terminal.unwrap();
+    let before = tcgetattr(&terminal).unwrap().local_modes;
+    assert!(before.contains(LocalModes::ECHO | LocalModes::ICANON));
+    let input = terminal.try_clone().unwrap().into();
+    let mut child = Confined::start_on(Role::Vmm, "terminal", input);
+    child.hear("taken");
+    let taken = tcgetattr(&terminal).unwrap().local_modes;
+    assert!(!taken.intersects(LocalModes::ECHO | LocalModes::ICANON));
+    (&person).write_all(b"go\n").unwrap();
+    let (code, errors) = child.end();
+    assert_eq!(code, Some(EXIT_CODE), "{errors}");
+    assert_eq!(tcgetattr(&terminal).unwrap().local_modes, before);
+}
+
+#[test]
 #[ignore = "started by other tests as a process of its own"]
 fn child() {
     let Ok(task) = std::env::var(TASK) else {
@@ -246,6 +279,15 @@ fn child() {
         _ => confine(role, Threads::All).unwrap(),
     }
     println!("\nconfined");
+    if act == "terminal" {
+        remember_terminal();
+        let mut taken = tcgetattr(std::io::stdin()).unwrap();
+        taken.make_raw();
+        // Its lines still end as the test reads them.
+        taken.input_modes |= rustix::termios::InputModes::ICRNL;
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &taken).unwrap();
+        println!("taken");
+    }
     std::io::stdin().lock().read_line(&mut String::new()).unwrap();
     match act {
         "live" => acts::live(),
@@ -263,6 +305,7 @@ fn child() {
             tell_stdout();
             acts::call("ptrace");
         }
+        "terminal" => acts::call("ptrace"),
         call => acts::call(call),
     }
     drop(go);

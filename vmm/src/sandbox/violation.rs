@@ -8,6 +8,7 @@
 use super::{Role, SandboxError};
 use std::fmt::Write;
 use std::io;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 /// With this code ends a process that made a forbidden call.
@@ -19,6 +20,9 @@ const FROM_FILTER: i32 = 1;
 
 /// Whether stdout is told as well.
 static EVENT: AtomicBool = AtomicBool::new(false);
+
+/// How standard input's terminal was before it was taken over.
+static TERMINAL: OnceLock<libc::termios> = OnceLock::new();
 
 /// Who this process is, for the line.
 static ROLE: AtomicU8 = AtomicU8::new(0);
@@ -62,6 +66,18 @@ pub fn tell_stdout() {
     EVENT.store(true, Ordering::Relaxed);
 }
 
+/// Has standard input's terminal put back as it is now where a forbidden call ends the process. Call it before the
+/// terminal is taken over; without one it does nothing.
+pub fn remember_terminal() {
+    // SAFETY: all of `termios` is integers, for which zero is a value.
+    let mut now: libc::termios = unsafe { std::mem::zeroed() };
+    // SAFETY: `now` is valid for the call, which fills it.
+    if unsafe { libc::tcgetattr(libc::STDIN_FILENO, &raw mut now) } == 0 {
+        // The first one is how the user had it.
+        let _ = TERMINAL.set(now);
+    }
+}
+
 extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel hands the handler a valid siginfo, of which SIGSYS fills this part; the structure is
     // not larger than `siginfo_t`.
@@ -87,6 +103,11 @@ extern "C" fn on_sigsys(_: libc::c_int, info: *mut libc::siginfo_t, context: *mu
     line.write_out(libc::STDERR_FILENO);
     if EVENT.load(Ordering::Relaxed) && info.code == FROM_FILTER {
         event(info.call).write_out(libc::STDOUT_FILENO);
+    }
+    if let Some(before) = TERMINAL.get() {
+        // SAFETY: `before` is initialised; tcsetattr may be called by a handler (signal-safety(7)). Its request is
+        // on the list of who takes a terminal over.
+        unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, before) };
     }
     // SAFETY: takes a number and does not return. No destructor and no handler of exit runs.
     unsafe { libc::_exit(EXIT_CODE) };

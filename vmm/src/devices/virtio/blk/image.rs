@@ -1,14 +1,14 @@
 //! What is behind a disk: a raw file or block device, or a qcow2 image (crate imago).
 
-use super::SECTOR;
+use super::{SECTOR, lock};
 use imago::file::File as ImageFile;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
-use rustix::fs::{FallocateFlags, FlockOperation};
+use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// What a qcow2 image starts with.
@@ -40,7 +40,7 @@ pub struct Source {
 #[derive(Debug, thiserror::Error)]
 pub enum ImageError {
     /// The file cannot be opened.
-    #[error("{}: cannot be opened{}", path.display(), if *readonly { "" } else { " for writing (readonly = true only reads)" })]
+    #[error("{}: cannot be opened{}{}", path.display(), if *readonly { "" } else { " for writing" }, mend(source, *readonly))]
     Open {
         /// The file.
         path: PathBuf,
@@ -57,8 +57,8 @@ pub enum ImageError {
     },
     /// Somebody else has it open.
     #[error(
-        "{}: is in use: another guest or program has locked it (a disk can be shared by readers only, \
-         readonly = true)", path.display()
+        "{}: is in use: another guest or program has locked it, or it is mounted; end that first (a disk can be \
+         shared by readers only, readonly = true)", path.display()
     )]
     InUse {
         /// The file.
@@ -75,7 +75,9 @@ pub enum ImageError {
         source: io::Error,
     },
     /// Less than a sector.
-    #[error("{}: has {size} bytes; a disk has at least {SECTOR}", path.display())]
+    #[error(
+        "{}: has {size} bytes; a disk has at least {SECTOR}: `truncate -s 16G` makes an empty one of it", path.display()
+    )]
     Small {
         /// The file.
         path: PathBuf,
@@ -92,13 +94,30 @@ pub enum ImageError {
         path: PathBuf,
     },
     /// Not a qcow2 image that can be used.
-    #[error("{}: cannot be used as a qcow2 image; images with a backing or data file are not", path.display())]
+    #[error(
+        "{}: cannot be used as a qcow2 image: it is damaged (`qemu-img check` tells), or has a backing or data file, \
+         which `qemu-img convert` makes one image of", path.display()
+    )]
     Qcow2 {
         /// The file.
         path: PathBuf,
         /// Why.
         source: io::Error,
     },
+}
+
+/// What can be done about an image that cannot be opened.
+fn mend(error: &io::Error, readonly: bool) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "; correct the disk's `path`, or make an image there: `truncate -s 16G` makes an empty raw one"
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem if !readonly => {
+            "; with readonly = true it is only read"
+        }
+        io::ErrorKind::PermissionDenied => "; this user may not read it",
+        _ => "",
+    }
 }
 
 /// The host's side of a disk. Offsets and lengths are whole sectors within [`Self::size`].
@@ -163,39 +182,30 @@ fn locked(source: &Source) -> Result<(File, FileType), ImageError> {
     let Source { path, readonly, format } = source;
     let failed =
         |what| move |source: io::Error| ImageError::Io { path: path.clone(), what, source };
-    let file =
-        OpenOptions::new().read(true).write(!readonly).open(path).map_err(|source| {
-            ImageError::Open { path: path.clone(), readonly: *readonly, source }
-        })?;
+    let mut options = OpenOptions::new();
+    options.read(true).write(!readonly);
+    // A block device that is mounted, or otherwise taken by the kernel, is not opened for itself alone (open(2)).
+    let is_block = path.metadata().is_ok_and(|data| data.file_type().is_block_device());
+    if is_block && !readonly {
+        options.custom_flags(libc::O_EXCL);
+    }
+    let file = options.open(path).map_err(|source| match source.raw_os_error() {
+        Some(libc::EBUSY) => ImageError::InUse { path: path.clone() },
+        _ => ImageError::Open { path: path.clone(), readonly: *readonly, source },
+    })?;
     let kind = file.metadata().map_err(failed("cannot be looked at"))?.file_type();
     if !kind.is_file() && !kind.is_block_device() {
         return Err(ImageError::Kind { path: path.clone() });
     }
-    lock(&file, path, *readonly)?;
+    if !lock::take(&file, *readonly).map_err(failed("cannot be locked"))? {
+        return Err(ImageError::InUse { path: path.clone() });
+    }
     let mut magic = [0; 4];
     let is_qcow2 = file.read_exact_at(&mut magic, 0).is_ok() && magic == QCOW2_MAGIC;
     if is_qcow2 && format.is_none() {
         return Err(ImageError::LooksLikeQcow2 { path: path.clone() });
     }
     Ok((file, kind))
-}
-
-/// The lock lasts for as long as the file is open, however the process ends.
-fn lock(file: &File, path: &Path, readonly: bool) -> Result<(), ImageError> {
-    let how = if readonly {
-        FlockOperation::NonBlockingLockShared
-    } else {
-        FlockOperation::NonBlockingLockExclusive
-    };
-    match rustix::fs::flock(file, how) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => Err(ImageError::InUse { path: path.to_owned() }),
-        Err(e) => Err(ImageError::Io {
-            path: path.to_owned(),
-            what: "cannot be locked",
-            source: e.into(),
-        }),
-    }
 }
 
 /// A file or block device whose bytes are the disk's.

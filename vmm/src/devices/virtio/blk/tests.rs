@@ -242,9 +242,11 @@ fn what_is_no_disk_is_refused_with_the_reason() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x");
     let message = |source: &Source| open(source).err().expect("it is refused").to_string();
-    assert!(message(&raw(&path)).contains("cannot be opened"));
+    assert!(
+        message(&raw(&path)).contains("cannot be opened for writing; correct the disk's `path`")
+    );
     std::fs::write(&path, [0; 511]).unwrap();
-    assert!(message(&raw(&path)).contains("at least 512"));
+    assert!(message(&raw(&path)).contains("at least 512: `truncate"));
     assert!(message(&raw(Path::new("/dev/null"))).contains("neither"));
     let qcow = [b"QFI\xfb".to_vec(), vec![0; 4096]].concat();
     std::fs::write(&path, &qcow).unwrap();
