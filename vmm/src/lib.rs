@@ -42,6 +42,8 @@ mod testing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_dirty;
+#[cfg(test)]
 mod tests_firmware;
 
 pub use config::Config;

@@ -17,7 +17,7 @@ use crate::interrupt::posted::Source;
 use crate::interrupt::stats::VmStats;
 use crate::interrupt::watch::TimingView;
 use crate::machine::{Machine, SharedMachine};
-use crate::memory::{Filled, GuestRam};
+use crate::memory::{DirtyLog, Filled, GuestRam};
 use crate::passthrough::connect::Cutter;
 use crate::passthrough::vfio_user::VfioUser;
 use crate::pci::chipset::Kind;
@@ -96,6 +96,7 @@ pub(super) struct Builder {
     bus: Bus,
     serial: SerialPort,
     platform: Platform,
+    log: DirtyLog,
     cutters: Vec<Cutter>,
     holds: Vec<(usize, virtio::Hold)>,
     ports: Ports,
@@ -164,12 +165,13 @@ impl Builder {
         }
         let mut platform = Platform::new(vm);
         platform.wire_pins()?;
-        for (at, region) in ram.regions() {
-            // The slot stays for the VM's life.
-            let _ = platform.add_memory(at, region, false)?;
+        // These slots stay for the VM's life.
+        let mut slots = Vec::new();
+        for (part, (at, region)) in ram.parts().zip(ram.regions()) {
+            slots.push((part, platform.add_memory(at, region, false)?));
         }
         for (at, region) in firmware.iter().flat_map(|f| f.flash.regions()) {
-            // So does this one.
+            // So does this one, which the guest does not write itself.
             let _ = platform.add_memory(at, region, true)?;
         }
         let serial = SerialPort::new(&guest.name, console)
@@ -193,6 +195,7 @@ impl Builder {
             bus,
             serial,
             platform,
+            log: DirtyLog::new(slots),
             cutters,
             holds,
             ports,
@@ -268,7 +271,8 @@ impl Builder {
         let stats = VmStats::new(platform.vm(), &vcpus);
         let (cutters, holds) = (self.cutters, self.holds);
         let (ports, pages, sources) = (self.ports, self.pages, self.sources);
-        let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram, firmware, tpm));
+        let machine = Machine::new(bus, serial, platform, ram, self.log, firmware, tpm);
+        let machine = SharedMachine::new(machine);
         Ok(Vm { name, placement, vcpus, machine, cutters, holds, stats, ports, pages, sources })
     }
 }
