@@ -45,6 +45,8 @@ mod tests;
 mod tests_dirty;
 #[cfg(test)]
 mod tests_firmware;
+#[cfg(test)]
+mod tests_smp;
 
 pub use config::Config;
 pub use control::{GuestControl, GuestState};

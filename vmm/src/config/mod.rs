@@ -21,6 +21,8 @@ pub use memory::{HugePages, MAX_NODE, Memory};
 pub use node::Node;
 pub use ports::Port;
 pub use tpm::Tpm;
+#[cfg(test)]
+pub(crate) use vcpus::MAX_COUNT as MAX_VCPUS;
 pub use vcpus::Vcpus;
 
 use schemars::JsonSchema;
