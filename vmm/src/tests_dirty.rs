@@ -117,10 +117,10 @@ fn with_high_window(window: u32) -> Asm {
 #[test]
 fn memory_above_4_gib_is_logged_too() {
     const TEST: &str = "memory_above_4_gib_is_logged_too";
+    const AT: u32 = 0x20_0000;
     if !kvm_or_skip(TEST) {
         return;
     }
-    const AT: u32 = 0x20_0000;
     let rounds: [&[u32]; 1] = [&[0x1f_f000, AT + 0x3000, AT + 0x1f_f000]];
     let (mut config, _dir) = guest(&in_rounds(with_high_window(AT), &rounds));
     config.memory.size = layout::WINDOW + (4 << 20);

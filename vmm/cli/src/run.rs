@@ -203,6 +203,7 @@ fn classed(error: VmError) -> anyhow::Error {
         | VmError::Boot(_)
         | VmError::Flash(_)
         | VmError::Acpi(_)
+        | VmError::Turn(_)
         | VmError::Hyperv(_)
         | VmError::Connect(_)
         | VmError::Attach(_)

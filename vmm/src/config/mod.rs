@@ -23,7 +23,7 @@ pub use ports::Port;
 pub use tpm::Tpm;
 #[cfg(test)]
 pub(crate) use vcpus::MAX_COUNT as MAX_VCPUS;
-pub use vcpus::Vcpus;
+pub use vcpus::{REALTIME, Vcpus};
 
 use schemars::JsonSchema;
 use serde::Deserialize;

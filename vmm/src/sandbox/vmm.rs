@@ -75,7 +75,7 @@ pub(super) fn calls() -> Calls {
         .allow_values(libc::SYS_ioctl, 1, &KVM)
         .allow_values(libc::SYS_ioctl, 1, &OTHERS)
         .allow_if(libc::SYS_ioctl, &[bits(1, 0xff00, VHOST << 8)])
-        // A vCPU's nice value and time slice.
+        // A vCPU's nice value and time slice, or its real-time priority.
         .allow(&[libc::SYS_sched_setattr])
         // Whether a file that a plugged function's server shows is of huge pages.
         .allow(&[libc::SYS_fstatfs])

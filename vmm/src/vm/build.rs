@@ -26,6 +26,7 @@ use crate::pci::{Bus, PciFunction, Wiring};
 use crate::platform::{self, Platform};
 use crate::probe;
 use crate::topology::{self, Seat};
+use crate::turn;
 use crate::vcpu;
 use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::VcpuFd;
@@ -127,6 +128,7 @@ impl Builder {
         let refused = |what| move |source| VmError::Refused { what, source };
         let iommu = translation(&config);
         let Config { guest, memory, vcpus: placement, nodes, ports, tpm, .. } = config;
+        turn::check(&placement)?;
         let kvm = probe::open().map_err(VmError::Kvm)?;
         // There is no RAM to fill yet.
         let mut waits = || go_on(Filled { done: 0, all: 0 });
