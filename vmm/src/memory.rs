@@ -250,14 +250,13 @@ impl GuestRam {
     }
 
     fn of(size: u64, hugepages: Option<HugePages>) -> Result<Self, MemoryError> {
-        let memfd = |source: std::io::Error| match hugepages {
-            // The kernel has no pages of this size.
-            Some(pages) => pages::too_few(pages, size),
-            None => MemoryError::Memfd { size, source },
-        };
+        let memfd = |source: std::io::Error| MemoryError::Memfd { size, source };
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let flags = hugepages.map_or(flags, |pages| flags | pages.flags());
-        let fd = rustix::fs::memfd_create("guest-ram", flags).map_err(|e| memfd(e.into()))?;
+        let fd = rustix::fs::memfd_create("guest-ram", flags).map_err(|e| match hugepages {
+            Some(pages) if pages::are_unknown(e) => pages::too_few(pages, size),
+            _ => memfd(e.into()),
+        })?;
         let file = File::from(fd);
         file.set_len(size).map_err(memfd)?;
         rustix::fs::fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)
@@ -274,8 +273,11 @@ impl GuestRam {
             let region =
                 MmapRegion::build(Some(offset), length, access, libc::MAP_SHARED | reserve);
             let region = region.map_err(|source| match hugepages {
-                Some(pages) => pages::too_few(pages, size),
-                None => MemoryError::Map { size: part.size, source },
+                // Somebody else took some since `check`, and not the address space is too small.
+                Some(pages) if pages::are_free(pages, part.size).is_err() => {
+                    pages::too_few(pages, size)
+                }
+                _ => MemoryError::Map { size: part.size, source },
             })?;
             let region = Arc::new(region);
             let guest_region = GuestRegionMmap::with_arc(Arc::clone(&region), part.at)

@@ -150,3 +150,14 @@ fn a_guests_node_names_the_hosts_nodes_for_its_part() {
     let error = build(&[node(&[]), node(&[crate::config::MAX_NODE])]).unwrap_err();
     assert!(error.to_string().contains("correct `node[1].host_nodes`"), "{error}");
 }
+
+#[test]
+fn huge_pages_are_blamed_for_nothing_else() {
+    use rustix::io::Errno;
+    for lack in [Errno::INVAL, Errno::NODEV, Errno::NOENT] {
+        assert!(pages::are_unknown(lack), "{lack}");
+    }
+    for other in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+        assert!(!pages::are_unknown(other), "{other}");
+    }
+}

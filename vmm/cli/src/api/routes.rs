@@ -121,7 +121,7 @@ impl Guest {
         let was = self.control.state();
         self.control.pause(PAUSE).map_err(|e| match e {
             PauseError::Ended => ended(),
-            PauseError::Slow => refuse(
+            PauseError::Slow | PauseError::Resumed => refuse(
                 StatusCode::CONFLICT,
                 &ErrorJson::new(e.to_string(), "guest", "look at the host, and try again"),
             ),
