@@ -53,6 +53,7 @@ pub use control::{GuestControl, GuestState};
 pub use devices::serial::{Console, LogConsole};
 pub use hotplug::PlugError;
 pub use life::PauseError;
+pub use memory::{DirtyError, WrittenPages};
 pub use vcpu::{Exits, GuestError};
 pub use vm::{ExitReason, Vm, VmError, VmHandle};
 

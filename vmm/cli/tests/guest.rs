@@ -11,6 +11,8 @@ mod kvm;
 mod ports;
 #[path = "common/running.rs"]
 mod running;
+#[path = "guest/writes.rs"]
+mod writes;
 
 use common::{beamline, failure, output};
 use elf::elf;
