@@ -276,7 +276,7 @@ fn memory_of(config: &Config) -> Result<(), Finding> {
 
 /// What keeps the vCPUs from the priority that they are to have.
 fn turn_of(config: &Config) -> Result<(), Finding> {
-    turn::check(&config.vcpus).map_err(|e| finding("vcpus.realtime", e.to_string()))
+    turn::check(&config.vcpus).map_err(|e| finding("vcpus", e.to_string()))
 }
 
 fn mib(bytes: u64) -> String {

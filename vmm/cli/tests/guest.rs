@@ -11,6 +11,8 @@ mod kvm;
 mod ports;
 #[path = "common/running.rs"]
 mod running;
+#[path = "guest/turn.rs"]
+mod turn;
 #[path = "guest/writes.rs"]
 mod writes;
 
