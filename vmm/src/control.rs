@@ -4,6 +4,7 @@ use crate::devices::virtio::{self, Activity};
 use crate::hotplug::{PlugError, Ports};
 use crate::life::{Life, PauseError};
 use crate::machine::SharedMachine;
+use crate::memory::{DirtyError, WrittenPages};
 use crate::passthrough::connect::Cutter;
 use crate::pci::slot::{Leaving, SlotWatch};
 use crate::vcpu::{ExitCounters, Exits};
@@ -156,6 +157,33 @@ impl GuestControl {
         }
         let machine = self.machine.upgrade().ok_or(PlugError::Ended)?;
         Ok(machine.lock().unplug(slot, forced)?)
+    }
+
+    /// Has KVM log which pages of the RAM the guest's vCPUs write from now on. Until the log is stopped, the first write
+    /// to a page after each look costs an exit inside KVM. What others write into the RAM's memfd is not seen: the
+    /// functions' servers, vhost, and this process' own devices.
+    ///
+    /// # Errors
+    /// [`DirtyError::Started`] where the guest's writes are logged already, [`DirtyError::Refused`] where KVM cannot.
+    pub fn start_dirty_log(&self) -> Result<(), DirtyError> {
+        self.machine.upgrade().ok_or(DirtyError::Ended)?.lock().start_dirty_log()
+    }
+
+    /// The pages that were written since the last look, or since the log's start. The log is empty then. A guest that
+    /// is paused writes none; of one that runs, a write during the look is in this answer or in the next.
+    ///
+    /// # Errors
+    /// [`DirtyError::Off`] where no log was started; [`DirtyError::Refused`] where KVM could not tell, which ends the log.
+    pub fn written_pages(&self) -> Result<WrittenPages, DirtyError> {
+        self.machine.upgrade().ok_or(DirtyError::Ended)?.lock().written_pages()
+    }
+
+    /// Ends the log and forgets what is in it.
+    ///
+    /// # Errors
+    /// [`DirtyError::Off`] where no log was started.
+    pub fn stop_dirty_log(&self) -> Result<(), DirtyError> {
+        self.machine.upgrade().ok_or(DirtyError::Ended)?.lock().stop_dirty_log()
     }
 
     /// Types `bytes` on the guest's serial port. Returns how many were taken: 4096 wait at most until the

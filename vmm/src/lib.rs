@@ -42,13 +42,18 @@ mod testing;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_dirty;
+#[cfg(test)]
 mod tests_firmware;
+#[cfg(test)]
+mod tests_smp;
 
 pub use config::Config;
 pub use control::{GuestControl, GuestState};
 pub use devices::serial::{Console, LogConsole};
 pub use hotplug::PlugError;
 pub use life::PauseError;
+pub use memory::{DirtyError, WrittenPages};
 pub use vcpu::{Exits, GuestError};
 pub use vm::{ExitReason, Vm, VmError, VmHandle};
 

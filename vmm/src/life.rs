@@ -65,6 +65,9 @@ pub enum PauseError {
         "a vCPU did not come out of the guest in time, since it waits for a device's server; the guest runs on"
     )]
     Slow,
+    /// It runs on.
+    #[error("somebody let the guest go on before all vCPUs had come out of it")]
+    Resumed,
 }
 
 /// A guest's life.
@@ -127,6 +130,9 @@ impl Life {
         }
         if state.is_paused() {
             return Ok(());
+        }
+        if !state.pause {
+            return Err(PauseError::Resumed);
         }
         self.go_on(&mut state);
         Err(PauseError::Slow)
@@ -360,6 +366,25 @@ mod tests {
         assert_eq!(life.pause(LONG), Err(PauseError::Ended));
         assert!(!life.resume() && life.ends());
         assert_eq!(life.next(), Next::Stop);
+    }
+
+    #[test]
+    fn a_pause_that_meets_a_resume_is_told_so() {
+        let life = Life::new(1);
+        crate::kick::install().unwrap();
+        // It never comes, so that nothing but the resume ends the pause.
+        let mut seated = Seated::new(&life, 0);
+        let paused = std::thread::scope(|scope| {
+            let pausing = scope.spawn(|| life.pause(LONG));
+            while !pausing.is_finished() {
+                assert!(life.resume());
+                std::thread::yield_now();
+            }
+            pausing.join().unwrap()
+        });
+        assert_eq!(paused, Err(PauseError::Resumed));
+        assert_eq!((life.next(), life.is_paused()), (Next::Run, false));
+        seated.ends(ExitReason::Stopped);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::devices::serial::{self, SerialPort};
 use crate::devices::tpm::{self, Tpm};
 use crate::devices::{exit, fw_cfg, reset};
 use crate::interrupt::Gsi;
-use crate::memory::GuestRam;
+use crate::memory::{DirtyError, DirtyLog, GuestRam, WrittenPages};
 use crate::pci::slot::{Leaving, SlotError};
 use crate::pci::{Bus, nothing};
 use crate::platform::Platform;
@@ -28,6 +28,7 @@ pub(crate) struct Machine {
     /// The level that KVM was told last.
     sci: bool,
     pub(crate) platform: Platform,
+    log: DirtyLog,
     /// RAM outlives everything that refers to it.
     ram: GuestRam,
 }
@@ -58,6 +59,7 @@ impl Machine {
         serial: SerialPort,
         platform: Platform,
         ram: GuestRam,
+        log: DirtyLog,
         firmware: Option<Firmware>,
         tpm: Option<Tpm>,
     ) -> Self {
@@ -71,6 +73,7 @@ impl Machine {
             start: Instant::now(),
             sci: false,
             platform,
+            log,
             ram,
         }
     }
@@ -143,6 +146,21 @@ impl Machine {
     /// Has what is behind the root port in `slot` taken out.
     pub(crate) fn unplug(&mut self, slot: usize, forced: bool) -> Result<Leaving, SlotError> {
         self.bus.unplug(&mut self.platform, slot, forced)
+    }
+
+    /// Has KVM log which pages of the RAM are written.
+    pub(crate) fn start_dirty_log(&mut self) -> Result<(), DirtyError> {
+        self.log.start(&mut self.platform)
+    }
+
+    /// Those that were since the last look.
+    pub(crate) fn written_pages(&mut self) -> Result<WrittenPages, DirtyError> {
+        self.log.take(&mut self.platform)
+    }
+
+    /// Ends the log.
+    pub(crate) fn stop_dirty_log(&mut self) -> Result<(), DirtyError> {
+        self.log.stop(&mut self.platform)
     }
 
     /// The guest's RAM.

@@ -5,7 +5,7 @@ use crate::Gpa;
 use crate::interrupt::{Gsi, MsiMessage, RouteError, Routes};
 use crate::pci::Wiring;
 use kvm_bindings::{
-    KVM_IRQFD_FLAG_DEASSIGN, KVM_MEM_READONLY, kvm_ioeventfd,
+    KVM_IRQFD_FLAG_DEASSIGN, KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY, kvm_ioeventfd,
     kvm_ioeventfd_flag_nr_datamatch as DATAMATCH, kvm_ioeventfd_flag_nr_deassign as DEASSIGN,
     kvm_irqfd, kvm_reinject_control, kvm_userspace_memory_region,
 };
@@ -124,8 +124,16 @@ pub struct Doorbell {
 pub struct Platform {
     vm: VmFd,
     routes: Routes,
-    /// The mapping behind each slot: alive for as long as KVM may reach it.
-    slots: Vec<Option<Arc<MmapRegion>>>,
+    slots: Vec<Option<Mapped>>,
+}
+
+/// What is in a memory slot.
+#[derive(Debug)]
+struct Mapped {
+    at: Gpa,
+    /// Alive for as long as KVM may reach it.
+    backing: Arc<MmapRegion>,
+    readonly: bool,
 }
 
 impl Platform {
@@ -149,6 +157,37 @@ impl Platform {
     /// Wires the pins as a PC's are. KVM's own wiring has the timer on another pin.
     pub fn wire_pins(&self) -> Result<(), PlatformError> {
         Ok(self.routes.commit(&self.vm)?)
+    }
+
+    /// Has KVM log which pages of `slot` are written, from an empty log on, or log it no longer.
+    pub(crate) fn log_writes(&mut self, slot: &Slot, on: bool) -> Result<(), errno::Error> {
+        let mapped = self.mapped(slot)?;
+        self.set_slot(slot.0, mapped, if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })
+    }
+
+    /// The pages of `slot` that were written since it was asked last, a bit each; its log is empty then.
+    pub(crate) fn take_writes(&self, slot: &Slot) -> Result<Vec<u64>, errno::Error> {
+        self.vm.get_dirty_log(slot.0 as u32, self.mapped(slot)?.backing.size())
+    }
+
+    /// A slot is one of this platform's, and in use until it is given back.
+    fn mapped(&self, slot: &Slot) -> Result<&Mapped, errno::Error> {
+        let mapped = self.slots.get(slot.0).and_then(Option::as_ref);
+        mapped.ok_or(errno::Error::new(libc::ENOENT))
+    }
+
+    fn set_slot(&self, index: usize, mapped: &Mapped, flags: u32) -> Result<(), errno::Error> {
+        let readonly = if mapped.readonly { KVM_MEM_READONLY } else { 0 };
+        let region = kvm_userspace_memory_region {
+            slot: index as u32,
+            flags: flags | readonly,
+            guest_phys_addr: mapped.at.0,
+            memory_size: mapped.backing.size() as u64,
+            userspace_addr: mapped.backing.as_ptr() as u64,
+        };
+        // SAFETY: the region is exactly the mapping in `mapped`, which the caller keeps in `slots` until KVM has let
+        // the slot go; guest and VMM share it as volatile memory only.
+        unsafe { self.vm.set_user_memory_region(region) }
     }
 
     fn irqfd(&self, event: BorrowedFd<'_>, gsi: Gsi, flags: u32) -> Result<(), PlatformError> {
@@ -203,19 +242,14 @@ impl Wiring for Platform {
             }
             None => return Err(PlatformError::Slots),
         };
-        let region = kvm_userspace_memory_region {
-            slot: index as u32,
-            flags: if readonly { KVM_MEM_READONLY } else { 0 },
-            guest_phys_addr: at.0,
-            memory_size: backing.size() as u64,
-            userspace_addr: backing.as_ptr() as u64,
-        };
-        // SAFETY: the region is exactly the mapping in `backing`, which `slots` keeps until KVM has
-        // let the slot go; guest and VMM share it as volatile memory only.
-        unsafe { self.vm.set_user_memory_region(region) }.map_err(|source| {
-            PlatformError::Memory { at: at.0, size: region.memory_size, source }
+        let mapped = Mapped { at, backing, readonly };
+        let size = mapped.backing.size() as u64;
+        self.set_slot(index, &mapped, 0).map_err(|source| PlatformError::Memory {
+            at: at.0,
+            size,
+            source,
         })?;
-        self.slots[index] = Some(backing);
+        self.slots[index] = Some(mapped);
         Ok(Slot(index))
     }
 

@@ -119,6 +119,22 @@ impl Asm {
         self.with_word(&[0xc7, 0x05], at).raw(&value.to_le_bytes())
     }
 
+    /// Writes `code` to `at`, filled up with `nop`.
+    pub(crate) fn put(mut self, at: u32, code: &[u8]) -> Self {
+        for (at, word) in (at..).step_by(4).zip(code.chunks(4)) {
+            let mut bytes = [0x90; 4];
+            bytes[..word.len()].copy_from_slice(word);
+            self = self.store(at, u32::from_le_bytes(bytes));
+        }
+        self
+    }
+
+    /// Waits for a byte on the serial port, which is in al then.
+    pub(crate) fn wait_for_key(self) -> Self {
+        // mov dx, 0x3fd; in al, dx; test al, 1; jz to the mov; mov dx, 0x3f8; in al, dx
+        self.port(0x3fd).raw(&[0xec, 0xa8, 0x01, 0x74, 0xf7]).port(0x3f8).raw(&[0xec])
+    }
+
     /// `mov eax, [at]`
     pub(crate) fn load(self, at: u32) -> Self {
         self.with_word(&[0xa1], at)
@@ -193,11 +209,7 @@ impl Asm {
                 .with_word(&[0xff, 0x05], counters + 4 * i)
                 .store(0xfee0_00b0, 0)
                 .raw(&[0xca, 0x04, 0x00]);
-            for (at, word) in (handler..).step_by(4).zip(code.0.chunks(4)) {
-                let mut bytes = [0x90; 4];
-                bytes[..word.len()].copy_from_slice(word);
-                self = self.store(at, u32::from_le_bytes(bytes));
-            }
+            self = self.put(handler, &code.0);
         }
         self.store(0xfee0_00f0, 0x1ff)
     }

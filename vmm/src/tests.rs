@@ -99,12 +99,7 @@ fn stop_ends_spinning_and_halted_guests() {
 /// Starts vCPU 1 at 0x8000 with 16-bit `code`, and halts.
 fn start_second(code: &[u8]) -> Asm {
     const APIC: u32 = 0xfee0_0000;
-    let mut asm = Asm::default();
-    for (at, word) in (0x8000..).step_by(4).zip(code.chunks(4)) {
-        let mut bytes = [0x90; 4];
-        bytes[..word.len()].copy_from_slice(word);
-        asm = asm.store(at, u32::from_le_bytes(bytes));
-    }
+    let asm = Asm::default().put(0x8000, code);
     asm.store(APIC + 0xf0, 0x1ff) // enabled
         .store(APIC + 0x310, 1 << 24) // to APIC ID 1:
         .store(APIC + 0x300, 0x4500) // INIT
@@ -194,11 +189,8 @@ fn what_is_typed_reaches_the_guest() {
     if !kvm_or_skip("what_is_typed_reaches_the_guest") {
         return;
     }
-    // mov dx, 0x3fd; wait for a byte; mov dx, 0x3f8; in al, dx; out 0xf4, al
-    let code = Asm::default().print("ready\n").raw(&[
-        0x66, 0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01, 0x74, 0xf7, 0x66, 0xba, 0xf8, 0x03, 0xec, 0xe6,
-        0xf4,
-    ]);
+    // out 0xf4, al
+    let code = Asm::default().print("ready\n").wait_for_key().raw(&[0xe6, 0xf4]);
     let (config, _dir) = guest(&code);
     let handle = Vm::new(config).unwrap().start().unwrap();
     assert_eq!(handle.type_in(b"Q"), 1);

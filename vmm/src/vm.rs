@@ -34,7 +34,7 @@ use crate::passthrough::vfio_user::AttachError;
 use crate::pci::bus::BusError;
 use crate::platform::PlatformError;
 use crate::probe::KvmKind;
-use crate::turn;
+use crate::turn::{self, TurnError};
 use crate::vcpu::{self, ExitCounters, GuestError, VcpuError};
 use build::Builder;
 use kvm_ioctls::VcpuFd;
@@ -74,6 +74,9 @@ pub enum VmError {
     /// The vCPU.
     #[error(transparent)]
     Vcpu(#[from] VcpuError),
+    /// How soon the vCPUs get their turn.
+    #[error(transparent)]
+    Turn(#[from] TurnError),
     /// The interface of Microsoft's hypervisor.
     #[error(transparent)]
     Hyperv(#[from] HypervError),

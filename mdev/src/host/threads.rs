@@ -25,7 +25,7 @@ pub enum Role {
 
 impl Role {
     /// `SCHED_FIFO` priority. Registers and the control socket are served with no deadline.
-    const fn priority(self) -> Option<i32> {
+    pub const fn priority(self) -> Option<i32> {
         match self {
             Self::Dispatcher => Some(30),
             Self::Poster => Some(29),

@@ -32,6 +32,7 @@ pub(crate) mod writer;
 pub use device::adapters;
 pub(crate) use device::now;
 pub use launch::{Launcher, Start};
+pub use threads::JOB_PRIORITY;
 
 use self::device::Device;
 use self::job::Executor;

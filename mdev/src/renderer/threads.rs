@@ -4,7 +4,7 @@
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Real-time priority of the job thread: above ordinary threads, below the dispatcher's.
-const JOB_PRIORITY: libc::c_int = 5;
+pub const JOB_PRIORITY: libc::c_int = 5;
 
 /// Keeps the calling thread, and threads it starts from now on, on these CPUs. An empty list, or one that
 /// the machine does not have, leaves things as they are: placement is for punctuality, not correctness.

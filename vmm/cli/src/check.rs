@@ -9,7 +9,7 @@ use beamline_vmm::config::{self, Boot, Device, Image, InputDevice, NetPort, OnRe
 use beamline_vmm::devices::virtio::blk;
 use beamline_vmm::devices::virtio::console::Output;
 use beamline_vmm::probe::{self, KvmKind};
-use beamline_vmm::{Config, hyperv, memory};
+use beamline_vmm::{Config, hyperv, memory, turn};
 use rustix::fs::{Access, access};
 use serde::Serialize;
 use std::io::ErrorKind;
@@ -68,6 +68,8 @@ struct Vcpus {
     nice: i32,
     #[serde(skip_serializing_if = "Option::is_none")]
     slice_us: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    realtime: Option<u32>,
     /// It finds Microsoft's hypervisor.
     hyperv: bool,
 }
@@ -123,7 +125,8 @@ enum What {
 
 /// What keeps the guest of `config` from running whatever the machine does: the first of it.
 pub(crate) fn before(config: &Config, path: &Path) -> anyhow::Result<()> {
-    let found = boot_of(&config.guest.boot).map(drop).and_then(|()| memory_of(config));
+    let found =
+        boot_of(&config.guest.boot).and_then(|_| memory_of(config)).and_then(|()| turn_of(config));
     found.map_err(|f| refused(format!("{}: {}: {}", path.display(), f.place, f.what)))
 }
 
@@ -200,6 +203,7 @@ fn look(config: &Config, path: &Path) -> Report {
             cpus: vcpus.cpus.clone(),
             nice: vcpus.nice,
             slice_us: vcpus.slice_us,
+            realtime: vcpus.realtime,
             hyperv: vcpus.hyperv,
         },
         nodes: config.nodes.iter().map(Node::of).collect(),
@@ -270,11 +274,17 @@ fn memory_of(config: &Config) -> Result<(), Finding> {
         .map_err(|e| finding("memory", format!("{:#}", anyhow::Error::new(e))))
 }
 
+/// What keeps the vCPUs from the priority that they are to have.
+fn turn_of(config: &Config) -> Result<(), Finding> {
+    turn::check(&config.vcpus).map_err(|e| finding("vcpus", e.to_string()))
+}
+
 fn mib(bytes: u64) -> String {
     format!("{} MiB", bytes >> 20)
 }
 
 fn cpus(config: &Config, errors: &mut Vec<Finding>, warnings: &mut Vec<Finding>) {
+    errors.extend(turn_of(config).err());
     let vcpus = &config.vcpus;
     let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
     if let Some(cpu) = vcpus.cpus.iter().find(|cpu| !allowed.is_set(**cpu)) {
@@ -420,6 +430,9 @@ fn text(report: &Report) -> String {
     }
     if let Some(slice) = vcpus.slice_us {
         cpus.push_str(&format!(", slices of {slice} µs"));
+    }
+    if let Some(priority) = vcpus.realtime {
+        cpus.push_str(&format!(", real-time priority {priority}"));
     }
     if vcpus.hyperv {
         cpus.push_str(", which find Hyper-V");

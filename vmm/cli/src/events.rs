@@ -117,6 +117,9 @@ pub(crate) enum GuestEvent {
     Unplugged { port: String },
     /// It was reset, by itself or over the API.
     Reset,
+    /// It resets within a second of its start, again and again: it starts after pauses from now on, until it lives
+    /// longer. Once for each row of such lives.
+    ResetsAtOnce { longest_pause_ms: u64 },
     /// It switched itself off.
     PoweredOff,
     /// It wrote this code to the exit port.
@@ -179,6 +182,10 @@ mod tests {
             (
                 GuestEvent::UnplugAsked { port: "a".into() },
                 r#"{"event":"unplug-asked","port":"a"}"#,
+            ),
+            (
+                GuestEvent::ResetsAtOnce { longest_pause_ms: 5000 },
+                r#"{"event":"resets-at-once","longest_pause_ms":5000}"#,
             ),
             (GuestEvent::PoweredOff, r#"{"event":"powered-off"}"#),
             (GuestEvent::Exited { code: 3 }, r#"{"event":"exited","code":3}"#),

@@ -11,6 +11,8 @@ pub(crate) const REFUSED: u8 = 2;
 
 /// One life of a guest ended by a reset: between the process that runs it and the one that starts it again.
 pub(crate) const RESET: u8 = 64;
+/// The same, where the guest reset soon after its start.
+pub(crate) const RESET_AT_ONCE: u8 = 65;
 
 /// Bad input or a missing prerequisite. The message says what, where, and how to mend it.
 #[derive(Debug)]

@@ -65,6 +65,7 @@ pub(crate) fn run(options: &RunProcess) -> anyhow::Result<()> {
     if !options.no_sandbox {
         confine::guest_set_up()?;
     }
+    turn::check(&config.vcpus).map_err(|e| refused(format!("{}: {e}", path.display())))?;
     turn::place(&config.vcpus, 0).with_context(|| path.display().to_string())?;
     let clients = functions
         .iter()

@@ -5,7 +5,7 @@ use crate::check;
 use crate::confine;
 use crate::connector::Connector;
 use crate::events::{Events, GuestEvent};
-use crate::failure::{self, RESET, refused_by};
+use crate::failure::{self, RESET, RESET_AT_ONCE, refused_by};
 use crate::interrupts::{Interrupts, LOOK};
 use crate::lives;
 use crate::output;
@@ -22,6 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The guest's lines, where text goes: stdout, or stderr beside events.
 struct Lines;
@@ -83,24 +84,41 @@ pub(crate) fn run(options: &Run) -> anyhow::Result<()> {
         if config.guest.on_reset == OnReset::Reboot && !options.one_life {
             check::before(&config, &options.guest)?;
             // Each life says itself what happens.
-            return lives::run(options);
+            return lives::run(options, &config.guest.name, events).map(Ended::at_once);
         }
         life(&config, options, events)
     });
     match ended {
-        Ok(ExitReason::Reset) if options.one_life => std::process::exit(RESET.into()),
-        Ok(
+        Ok(Ended { reason: ExitReason::Reset, ran }) if options.one_life => {
+            let code = if ran < lives::AT_ONCE { RESET_AT_ONCE } else { RESET };
+            std::process::exit(code.into())
+        }
+        Ok(Ended { reason, .. }) => match reason {
             ExitReason::GuestExit(0)
             | ExitReason::Shutdown
             | ExitReason::Reset
-            | ExitReason::Stopped,
-        ) => Ok(()),
-        Ok(reason) => Err(anyhow::anyhow!("{reason}")),
+            | ExitReason::Stopped => Ok(()),
+            reason => Err(anyhow::anyhow!("{reason}")),
+        },
         Err(error) => {
             let exit_code = failure::exit_code(&error);
             events.say(&GuestEvent::Failed { error: format!("{error:#}"), exit_code });
             Err(error)
         }
+    }
+}
+
+/// How a life ended.
+struct Ended {
+    reason: ExitReason,
+    /// For how long its vCPUs ran.
+    ran: Duration,
+}
+
+impl Ended {
+    /// It ended before it began, or as its own process has told.
+    fn at_once(reason: ExitReason) -> Self {
+        Self { reason, ran: Duration::ZERO }
     }
 }
 
@@ -113,7 +131,7 @@ fn load(options: &Run) -> anyhow::Result<Config> {
 }
 
 /// Runs the guest until it ends. Everything that it takes is given back when this returns.
-fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitReason> {
+fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<Ended> {
     let stop = &Stop::install()?;
     let (path, sandbox) = (&options.guest, !options.no_sandbox);
     check::before(config, path)?;
@@ -140,7 +158,7 @@ fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitRe
         Ok(vm) => vm,
         // Asked to end before it began.
         Err(VmError::Memory(MemoryError::Interrupted) | VmError::Tpm(TpmError::Interrupted)) => {
-            return Ok(ExitReason::Stopped);
+            return Ok(Ended::at_once(ExitReason::Stopped));
         }
         Err(error) => return Err(failed(error)),
     };
@@ -158,6 +176,7 @@ fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitRe
     let api = api.map(|api| api.serve(config, handle.guest(), connector, events)).transpose()?;
     let mut ports = PortEvents::new(config, &handle, events);
     let ended = wait(&handle, stop, terminal.as_ref(), &mut ports);
+    let ran = handle.uptime();
     ports.look();
     interrupts.conclude(name, &handle, options.json || terminal.is_none())?;
     let reason = ended?;
@@ -175,7 +194,11 @@ fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<ExitRe
         }
     }
     // A signal that comes during a reset ends the guest all the same.
-    Ok(if stop.requested() && reason == ExitReason::Reset { ExitReason::Stopped } else { reason })
+    if reason == ExitReason::Reset && stop.requested() {
+        events.say(&GuestEvent::Stopped);
+        return Ok(Ended { reason: ExitReason::Stopped, ran });
+    }
+    Ok(Ended { reason, ran })
 }
 
 /// Builds the guest, says how far its RAM is filled, and gives that up when a signal comes.
@@ -203,6 +226,7 @@ fn classed(error: VmError) -> anyhow::Error {
         | VmError::Boot(_)
         | VmError::Flash(_)
         | VmError::Acpi(_)
+        | VmError::Turn(_)
         | VmError::Hyperv(_)
         | VmError::Connect(_)
         | VmError::Attach(_)

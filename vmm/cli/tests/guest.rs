@@ -11,6 +11,10 @@ mod kvm;
 mod ports;
 #[path = "common/running.rs"]
 mod running;
+#[path = "guest/turn.rs"]
+mod turn;
+#[path = "guest/writes.rs"]
+mod writes;
 
 use common::{beamline, failure, output};
 use elf::elf;
@@ -322,6 +326,37 @@ fn the_end_of_its_terminal_ends_a_guest_in_order() {
     let (code, events, _) = guest.ends();
     assert_eq!((code, events), (Some(0), vec![json!({ "event": "stopped" })]));
     assert!(!folder.path().join(SOCKET).exists());
+}
+
+#[test]
+fn a_guest_that_resets_at_once_is_put_off_and_can_be_stopped() {
+    if !kvm_or_skip("a_guest_that_resets_at_once_is_put_off_and_can_be_stopped") {
+        return;
+    }
+    let folder = folder_with(&GUEST.replace("[memory]", "on_reset = \"reboot\"\n[memory]"));
+    let folder = folder.path();
+    // mov al, 0xfe; out 0x64, al; jmp to itself
+    let code = [0xb0, 0xfe, 0xe6, 0x64, 0xeb, 0xfe];
+    std::fs::write(folder.join("image"), elf(0x10_0000, &code)).unwrap();
+    let mut guest = Running::start(&[], folder);
+    let mut lives = 1;
+    let told = loop {
+        match guest.event() {
+            told if told["event"] == "resets-at-once" => break told,
+            event if event["event"] == "started" => lives += 1,
+            event => assert_eq!(event, json!({ "event": "reset" })),
+        }
+    };
+    assert_eq!(told["longest_pause_ms"], 5000);
+    assert!(lives >= 2, "one reset is nothing to tell: {lives}");
+    // The pause ends by itself, and the guest lives on.
+    assert_eq!(guest.event()["event"], "started");
+    assert_eq!(guest.event(), json!({ "event": "reset" }));
+    kill_process(Pid::from_child(&guest.child), Signal::TERM).unwrap();
+    let last = guest.lines.by_ref().last().unwrap().unwrap();
+    assert_eq!(serde_json::from_str::<Value>(&last).unwrap(), json!({ "event": "stopped" }));
+    assert_eq!(guest.child.wait().unwrap().code(), Some(0));
+    assert!(!folder.join(SOCKET).exists());
 }
 
 #[test]

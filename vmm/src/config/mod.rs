@@ -21,7 +21,9 @@ pub use memory::{HugePages, MAX_NODE, Memory};
 pub use node::Node;
 pub use ports::Port;
 pub use tpm::Tpm;
-pub use vcpus::Vcpus;
+#[cfg(test)]
+pub(crate) use vcpus::MAX_COUNT as MAX_VCPUS;
+pub use vcpus::{REALTIME, Vcpus};
 
 use schemars::JsonSchema;
 use serde::Deserialize;

@@ -99,6 +99,14 @@ fn what_the_ram_is_made_of() {
 }
 
 #[test]
+fn vcpus_of_real_time_priority_have_a_cpu_each() {
+    let with = |keys: &str| parse(&GOOD.replacen("count = 1\ncpus = [0]", keys, 1)).unwrap().vcpus;
+    assert_eq!(with("").realtime, None);
+    assert_eq!(with("realtime = 4\ncpus = [3]").realtime, Some(4));
+    assert_eq!(with("realtime = 1\ncount = 2\ncpus = [3, 4, 5]").cpus, [3, 4, 5]);
+}
+
+#[test]
 fn a_linux_guest() {
     let more = "[guest]\ninitrd = \"initrd.img\"\non_reset = \"reboot\"";
     let text = GOOD.replacen("[guest]", more, 1).replacen("count = 1", "count = 2", 1);
@@ -159,6 +167,18 @@ fn each_wrong_value_names_file_key_and_remedy() {
         ("[0]", "[1024]", "vcpus.cpus", "0 to 1023"),
         ("count = 1", "nice = -21", "vcpus.nice", "-20"),
         ("count = 1", "slice_us = 99", "vcpus.slice_us", "100 to"),
+        ("count = 1", "realtime = 0", "vcpus.realtime", "1 to 4"),
+        ("count = 1", "realtime = 5", "vcpus.realtime", "below what serves"),
+        ("count = 1", "realtime = 1\nnice = 1", "vcpus.realtime", "vcpus.nice"),
+        ("count = 1", "realtime = 1\nslice_us = 100", "vcpus.realtime", "vcpus.slice_us"),
+        ("count = 1", "realtime = 1\ncount = 2", "vcpus.realtime", "of the 2 vCPUs"),
+        ("count = 1\ncpus = [0]", "realtime = 1", "vcpus.realtime", "names 0"),
+        (
+            "count = 1\ncpus = [0]",
+            "realtime = 1\ncount = 2\ncpus = [1, 1]",
+            "vcpus.realtime",
+            "names 1",
+        ),
         ("run/vr-pacer.sock", "", "device[0].socket", "path"),
         ("= 20", "= 9999999", "device[1].timeout_ms", "600000"),
         ("/run/vr-gpu.sock", "run/vr-pacer.sock", "device[1].socket", "one guest"),

@@ -10,6 +10,9 @@ const MAX_CPU: u32 = 1024;
 pub(crate) const MAX_COUNT: u32 = 64;
 /// Time slices that Linux takes, in µs.
 const SLICES_US: std::ops::RangeInclusive<u32> = 100..=100_000;
+/// Real-time priorities of vCPUs. They stay below everything that serves all guests: a renderer's job thread has 5, a
+/// host's workers have 20, and its dispatcher and posters more. A guest that spins would hold up every other's frames.
+pub const REALTIME: std::ops::RangeInclusive<u32> = 1..=4;
 /// A vCPU that polls longer than this keeps a CPU from everybody else: µs.
 const MAX_POLL_US: u32 = 10_000;
 
@@ -29,6 +32,9 @@ pub(super) struct Raw {
     nice: i32,
     /// Time slice in microseconds, 100 to 100000: the shorter, the sooner a vCPU gets its turn.
     slice_us: Option<u32>,
+    /// Real-time priority (SCHED_FIFO), 1 to 4: a vCPU goes before all ordinary threads on its CPU. Needs `cpus`, one for
+    /// each vCPU, and CAP_SYS_NICE or an rtprio limit.
+    realtime: Option<u32>,
     halt_poll_us: Option<u32>,
     /// The guest finds Microsoft's hypervisor, with its clocks and timers, and not KVM.
     #[serde(default)]
@@ -41,7 +47,15 @@ fn one() -> u32 {
 
 impl Default for Raw {
     fn default() -> Self {
-        Self { count: 1, cpus: None, nice: 0, slice_us: None, halt_poll_us: None, hyperv: false }
+        Self {
+            count: 1,
+            cpus: None,
+            nice: 0,
+            slice_us: None,
+            realtime: None,
+            halt_poll_us: None,
+            hyperv: false,
+        }
     }
 }
 
@@ -56,6 +70,9 @@ pub struct Vcpus {
     pub nice: i32,
     /// Their time slice in µs, where it is not Linux's own: the shorter, the sooner one gets its turn.
     pub slice_us: Option<u32>,
+    /// Their real-time priority (`SCHED_FIFO`), in [`REALTIME`]; `None`: they are ordinary threads. Where it is there,
+    /// `cpus` has one for each vCPU at least.
+    pub realtime: Option<u32>,
     /// How long a halted vCPU's thread looks for its next interrupt before it sleeps, in µs, 0 to 10,000, where it
     /// is not KVM's own: it wakes sooner, and keeps a host CPU busy for as long.
     pub halt_poll_us: Option<u32>,
@@ -99,11 +116,11 @@ impl Raw {
                 ),
             ));
         }
-        let Self { count, nice, slice_us, halt_poll_us, hyperv, .. } = self;
-        let Some(cpus) = self.cpus else {
-            return Ok(Vcpus { count, cpus: vec![], nice, slice_us, halt_poll_us, hyperv });
-        };
-        if cpus.is_empty() {
+        self.check_realtime()?;
+        let Self { count, nice, slice_us, realtime, halt_poll_us, hyperv, cpus } = self;
+        let empty = cpus.as_ref().is_some_and(Vec::is_empty);
+        let cpus = cpus.unwrap_or_default();
+        if empty {
             return Err(Wrong::new(
                 "vcpus.cpus",
                 "is empty: name at least one host CPU, or leave the key out to allow all",
@@ -116,7 +133,37 @@ impl Raw {
             ));
         }
         let cpus = cpus.into_iter().map(|c| c as usize).collect();
-        Ok(Vcpus { count, cpus, nice, slice_us, halt_poll_us, hyperv })
+        Ok(Vcpus { count, cpus, nice, slice_us, realtime, halt_poll_us, hyperv })
+    }
+
+    fn check_realtime(&self) -> Result<(), Wrong> {
+        let Some(priority) = self.realtime else { return Ok(()) };
+        let wrong = |message| Err(Wrong::new("vcpus.realtime", message));
+        if !REALTIME.contains(&priority) {
+            let (least, most) = (REALTIME.start(), REALTIME.end());
+            return wrong(format!(
+                "is {priority}: real-time priorities of vCPUs go from {least} to {most}, below what serves all guests"
+            ));
+        }
+        if self.nice != 0 || self.slice_us.is_some() {
+            return wrong(
+                "does not go with `vcpus.nice` and `vcpus.slice_us`, which ordinary threads have: leave out one or the \
+                 others"
+                    .into(),
+            );
+        }
+        let mut cpus = self.cpus.clone().unwrap_or_default();
+        cpus.sort_unstable();
+        cpus.dedup();
+        if cpus.len() < self.count as usize {
+            return wrong(format!(
+                "needs a host CPU for each of the {} vCPUs, which keeps it from all others, and `vcpus.cpus` names {}: \
+                 name as many as there are vCPUs",
+                self.count,
+                cpus.len()
+            ));
+        }
+        Ok(())
     }
 }
 

@@ -4,6 +4,7 @@
 use super::MemoryError;
 use crate::config::HugePages;
 use rustix::fs::MemfdFlags;
+use rustix::io::Errno;
 use rustix::mm::Advice;
 use std::path::{Component, Path};
 use vm_memory::MmapRegion;
@@ -18,10 +19,14 @@ impl HugePages {
         MemfdFlags::HUGETLB | size
     }
 
-    /// How many of them are free below `folder`, which is the machine's or a node's.
+    /// How many of them can be had below `folder`: those that are free, without those that somebody has reserved.
     fn free(self, folder: &Path) -> Option<u64> {
-        let pool = format!("hugepages-{}kB/free_hugepages", self.bytes() >> 10);
-        std::fs::read_to_string(folder.join(pool)).ok()?.trim().parse().ok()
+        let pool = folder.join(format!("hugepages-{}kB", self.bytes() >> 10));
+        let number = |name: &str| -> Option<u64> {
+            std::fs::read_to_string(pool.join(name)).ok()?.trim().parse().ok()
+        };
+        let reserved = number("resv_hugepages").unwrap_or(0);
+        Some(number("free_hugepages")?.saturating_sub(reserved))
     }
 }
 
@@ -34,6 +39,11 @@ pub(super) fn are_free(pages: HugePages, size: u64) -> Result<(), MemoryError> {
         Some(free) if free >= size / pages.bytes() => Ok(()),
         _ => Err(too_few(pages, size)),
     }
+}
+
+/// Whether `memfd_create` has refused huge pages because the kernel has none of that size; it may have refused a file.
+pub(super) fn are_unknown(e: Errno) -> bool {
+    matches!(e, Errno::INVAL | Errno::NODEV | Errno::NOENT)
 }
 
 /// What is said where there are too few huge pages.
@@ -147,6 +157,20 @@ mod tests {
         {
             assert_eq!(estimate(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn pages_that_somebody_reserved_are_not_free() {
+        let pools = tempfile::tempdir().unwrap();
+        let pool = pools.path().join("hugepages-2048kB");
+        std::fs::create_dir(&pool).unwrap();
+        let free = || HugePages::TwoMib.free(pools.path());
+        assert_eq!(free(), None, "there is no such pool");
+        std::fs::write(pool.join("free_hugepages"), "7\n").unwrap();
+        assert_eq!(free(), Some(7));
+        std::fs::write(pool.join("resv_hugepages"), "5\n").unwrap();
+        assert_eq!(free(), Some(2));
+        assert_eq!(HugePages::OneGib.free(pools.path()), None);
     }
 
     #[test]

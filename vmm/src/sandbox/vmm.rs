@@ -3,9 +3,9 @@
 use super::calls::{Calls, bits, is};
 use super::common;
 use kvm_bindings::{
-    KVMIO, kvm_clock_data, kvm_debugregs, kvm_fpu, kvm_interrupt, kvm_ioeventfd, kvm_irq_level,
-    kvm_irq_routing, kvm_irqfd, kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msrs, kvm_regs,
-    kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events,
+    KVMIO, kvm_clock_data, kvm_debugregs, kvm_dirty_log, kvm_fpu, kvm_interrupt, kvm_ioeventfd,
+    kvm_irq_level, kvm_irq_routing, kvm_irqfd, kvm_lapic_state, kvm_mp_state, kvm_msi, kvm_msrs,
+    kvm_regs, kvm_sregs, kvm_userspace_memory_region, kvm_vcpu_events,
 };
 
 /// From the guest's memory of the kernel (`_IOW`), and to it (`_IOR`): include/uapi/asm-generic/ioctl.h.
@@ -19,7 +19,7 @@ const fn kvm(direction: u32, number: u32, size: usize) -> u32 {
 }
 
 /// Requests to KVM on an open VM or vCPU (linux/kvm.h). None of them makes a VM, a vCPU or a device.
-const KVM: [u32; 28] = [
+const KVM: [u32; 29] = [
     // First, because it is by far the most frequent.
     kvm(NONE, 0x80, 0), // KVM_RUN
     kvm(READ, 0x81, size_of::<kvm_regs>()),
@@ -27,6 +27,7 @@ const KVM: [u32; 28] = [
     kvm(READ, 0x83, size_of::<kvm_sregs>()),
     kvm(WRITE, 0x84, size_of::<kvm_sregs>()),
     kvm(WRITE, 0x46, size_of::<kvm_userspace_memory_region>()),
+    kvm(WRITE, 0x42, size_of::<kvm_dirty_log>()), // KVM_GET_DIRTY_LOG
     kvm(WRITE, 0x6a, size_of::<kvm_irq_routing>()), // KVM_SET_GSI_ROUTING
     kvm(WRITE, 0x76, size_of::<kvm_irqfd>()),
     kvm(WRITE, 0x79, size_of::<kvm_ioeventfd>()),
@@ -74,7 +75,7 @@ pub(super) fn calls() -> Calls {
         .allow_values(libc::SYS_ioctl, 1, &KVM)
         .allow_values(libc::SYS_ioctl, 1, &OTHERS)
         .allow_if(libc::SYS_ioctl, &[bits(1, 0xff00, VHOST << 8)])
-        // A vCPU's nice value and time slice.
+        // A vCPU's nice value and time slice, or its real-time priority.
         .allow(&[libc::SYS_sched_setattr])
         // Whether a file that a plugged function's server shows is of huge pages.
         .allow(&[libc::SYS_fstatfs])

@@ -17,7 +17,7 @@ use crate::interrupt::posted::Source;
 use crate::interrupt::stats::VmStats;
 use crate::interrupt::watch::TimingView;
 use crate::machine::{Machine, SharedMachine};
-use crate::memory::{Filled, GuestRam};
+use crate::memory::{DirtyLog, Filled, GuestRam};
 use crate::passthrough::connect::Cutter;
 use crate::passthrough::vfio_user::VfioUser;
 use crate::pci::chipset::Kind;
@@ -26,6 +26,7 @@ use crate::pci::{Bus, PciFunction, Wiring};
 use crate::platform::{self, Platform};
 use crate::probe;
 use crate::topology::{self, Seat};
+use crate::turn;
 use crate::vcpu;
 use kvm_bindings::{KVM_CAP_HALT_POLL, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_pit_config};
 use kvm_ioctls::VcpuFd;
@@ -96,6 +97,7 @@ pub(super) struct Builder {
     bus: Bus,
     serial: SerialPort,
     platform: Platform,
+    log: DirtyLog,
     cutters: Vec<Cutter>,
     holds: Vec<(usize, virtio::Hold)>,
     ports: Ports,
@@ -126,6 +128,7 @@ impl Builder {
         let refused = |what| move |source| VmError::Refused { what, source };
         let iommu = translation(&config);
         let Config { guest, memory, vcpus: placement, nodes, ports, tpm, .. } = config;
+        turn::check(&placement)?;
         let kvm = probe::open().map_err(VmError::Kvm)?;
         // There is no RAM to fill yet.
         let mut waits = || go_on(Filled { done: 0, all: 0 });
@@ -164,12 +167,13 @@ impl Builder {
         }
         let mut platform = Platform::new(vm);
         platform.wire_pins()?;
-        for (at, region) in ram.regions() {
-            // The slot stays for the VM's life.
-            let _ = platform.add_memory(at, region, false)?;
+        // These slots stay for the VM's life.
+        let mut slots = Vec::new();
+        for (part, (at, region)) in ram.parts().zip(ram.regions()) {
+            slots.push((part, platform.add_memory(at, region, false)?));
         }
         for (at, region) in firmware.iter().flat_map(|f| f.flash.regions()) {
-            // So does this one.
+            // So does this one, which the guest does not write itself.
             let _ = platform.add_memory(at, region, true)?;
         }
         let serial = SerialPort::new(&guest.name, console)
@@ -193,6 +197,7 @@ impl Builder {
             bus,
             serial,
             platform,
+            log: DirtyLog::new(slots),
             cutters,
             holds,
             ports,
@@ -268,7 +273,8 @@ impl Builder {
         let stats = VmStats::new(platform.vm(), &vcpus);
         let (cutters, holds) = (self.cutters, self.holds);
         let (ports, pages, sources) = (self.ports, self.pages, self.sources);
-        let machine = SharedMachine::new(Machine::new(bus, serial, platform, ram, firmware, tpm));
+        let machine = Machine::new(bus, serial, platform, ram, self.log, firmware, tpm);
+        let machine = SharedMachine::new(machine);
         Ok(Vm { name, placement, vcpus, machine, cutters, holds, stats, ports, pages, sources })
     }
 }

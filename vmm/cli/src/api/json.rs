@@ -107,6 +107,24 @@ pub(crate) struct ActivityJson {
     pub(crate) broken: bool,
 }
 
+/// The body of `POST /v1/guest/writes`: for how long to look.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WritesForJson {
+    pub(crate) for_ms: u64,
+}
+
+/// What the guest's vCPUs have written meanwhile.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+pub(crate) struct WritesJson {
+    /// How long it was looked.
+    pub(crate) ms: u64,
+    /// Pages of 4 KiB; one that was written often is counted once.
+    pub(crate) pages: u64,
+    /// The same in bytes.
+    pub(crate) bytes: u64,
+}
+
 /// `GET /v1/guest/balloon`, and the answer to `PUT`.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct BalloonJson {

@@ -7,6 +7,7 @@ mod input;
 pub(crate) mod json;
 mod ports;
 mod routes;
+mod writes;
 
 use crate::connector::Connector;
 use crate::events::Events;

@@ -121,7 +121,7 @@ impl Guest {
         let was = self.control.state();
         self.control.pause(PAUSE).map_err(|e| match e {
             PauseError::Ended => ended(),
-            PauseError::Slow => refuse(
+            PauseError::Slow | PauseError::Resumed => refuse(
                 StatusCode::CONFLICT,
                 &ErrorJson::new(e.to_string(), "guest", "look at the host, and try again"),
             ),
@@ -261,6 +261,10 @@ async fn route(
             let asked: InputJson = keys(&body)?;
             run(move || guest.input(&asked)).await
         }
+        ("POST", "/writes") => {
+            let asked = keys(&body)?;
+            run(move || guest.writes(asked)).await
+        }
         ("POST", "/serial") => {
             let SerialJson { text } = keys(&body)?;
             run(move || {
@@ -282,9 +286,11 @@ async fn route(
         }
         (_, "" | "/stats") => Err(not_allowed(method, "GET")),
         (_, "/balloon") => Err(not_allowed(method, "GET, PUT")),
-        (_, "/pause" | "/resume" | "/power-button" | "/reset" | "/stop" | "/input" | "/serial") => {
-            Err(not_allowed(method, "POST"))
-        }
+        (
+            _,
+            "/pause" | "/resume" | "/power-button" | "/reset" | "/stop" | "/input" | "/serial"
+            | "/writes",
+        ) => Err(not_allowed(method, "POST")),
         _ => Err(nothing()),
     }
 }
@@ -323,7 +329,7 @@ async fn run<T: serde::Serialize + Send + 'static>(
 
 fn nothing() -> Refused {
     let mend = "use /v1/guest, or of it /stats, /balloon, /pause, /resume, /power-button, /reset, /stop, \
-                /input, /serial, /ports/NAME/plug or /ports/NAME/unplug";
+                /input, /serial, /writes, /ports/NAME/plug or /ports/NAME/unplug";
     refuse(StatusCode::NOT_FOUND, &ErrorJson::new("there is nothing here", "path", mend))
 }
 

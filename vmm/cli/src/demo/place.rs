@@ -37,16 +37,14 @@ pub(crate) fn cpus() -> anyhow::Result<Vec<usize>> {
 
 /// Whether a thread of ours may become `SCHED_FIFO`: as root (with `CAP_SYS_NICE`), or by RLIMIT_RTPRIO.
 pub(crate) fn realtime_permitted() -> bool {
-    use rustix::process::{Resource, getrlimit};
-    let by_limit = getrlimit(Resource::Rtprio).current != Some(0);
-    let by_capability = rustix::thread::capabilities(None)
-        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_NICE));
-    by_limit || by_capability
+    beamline_vmm::turn::permitted(1)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use beamline_mdev::host::threads::Role;
+    use beamline_mdev::renderer::JOB_PRIORITY;
 
     #[test]
     fn the_last_cpu_renders() {
@@ -54,6 +52,17 @@ mod tests {
         assert_eq!((p.host, p.render), (vec![0, 2], vec![5]));
         let p = Placement::of(&[3], false);
         assert_eq!((p.host, p.render), (vec![3], vec![3]));
+    }
+
+    /// A guest that spins holds up nobody who serves the others.
+    #[test]
+    fn a_vcpu_is_less_urgent_than_what_serves_every_guest() {
+        let most = *beamline_vmm::config::REALTIME.end();
+        let host =
+            [Role::Dispatcher, Role::Poster, Role::Worker].map(|role| role.priority().unwrap());
+        for serves in host.into_iter().chain([JOB_PRIORITY]) {
+            assert!(most < serves.try_into().unwrap(), "{most} {serves}");
+        }
     }
 
     #[test]

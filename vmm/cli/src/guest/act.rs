@@ -2,7 +2,7 @@
 
 use crate::api::json::{
     ActJson, BalloonJson, GuestJson, InputJson, PortJson, SerialJson, StateJson, TakenJson,
-    TargetJson, UnplugJson,
+    TargetJson, UnplugJson, WritesForJson, WritesJson,
 };
 use crate::client::{self, Client};
 use crate::failure::refused;
@@ -48,6 +48,12 @@ pub(super) enum Act {
     Balloon {
         /// How much the guest is to give up; 0 gives all of it back
         size: Option<String>,
+    },
+    /// Count the pages that the guest writes in a while, by KVM's log: what a copy of it would have to catch up with
+    Writes {
+        /// For how long
+        #[arg(long, value_name = "SECONDS", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10))]
+        seconds: u64,
     },
     /// Type text on the guest's keyboard, as a US one
     Type {
@@ -97,6 +103,7 @@ impl Act {
                 of_port(client, &port, "unplug", Some(&body(&UnplugJson { force })?), json)
             }
             Self::Balloon { size } => balloon(client, size.as_deref(), json),
+            Self::Writes { seconds } => writes(client, seconds, json),
             Self::Type { mut text, enter, serial } => {
                 if enter {
                     text.push('\n');
@@ -229,6 +236,18 @@ fn balloon(client: &Client, size: Option<&str>, json: bool) -> anyhow::Result<()
     }
     let BalloonJson { target_bytes, actual_bytes } = client::read(&heard)?;
     output::line(&format!("asked for {} MiB, gave {} MiB", target_bytes >> 20, actual_bytes >> 20));
+    Ok(())
+}
+
+fn writes(client: &Client, seconds: u64, json: bool) -> anyhow::Result<()> {
+    let asked = body(&WritesForJson { for_ms: seconds * 1000 })?;
+    let heard = client.ask("POST", "/v1/guest/writes", Some(&asked))?;
+    if json {
+        return output::json(&client::read::<Value>(&heard)?);
+    }
+    let WritesJson { ms, pages, bytes } = client::read(&heard)?;
+    let (mib, seconds) = (bytes as f64 / f64::from(1 << 20), ms as f64 / 1000.0);
+    output::line(&format!("wrote {pages} pages of 4 KiB, {mib:.1} MiB, in {seconds:.1} s"));
     Ok(())
 }
 

@@ -21,6 +21,7 @@ Examples:
   beamline guest key --api game/api.sock ctrl+alt+delete
   beamline guest screenshot --api game/api.sock --out now.png
   beamline guest balloon --api game/api.sock 1G                   ask for 1 GiB of its memory
+  beamline guest writes --api game/api.sock                       how much of its memory it writes in a second
   beamline guest plug --api game/api.sock scratch                 the device of [[port]] scratch; also unplug
   beamline guest power-button --api game/api.sock                 it shuts down, if it listens
   beamline guest stop --api game/api.sock                         end it at once
