@@ -109,11 +109,17 @@ impl Guest {
         let low_end = self.ram.low_end();
         let told = match start {
             Start::Linux(entry) => {
-                assert_eq!((kind, regs.rip, regs.rsi), (Kind::BzImage, entry.entry.0, entry.zero_page.0));
+                assert_eq!(
+                    (kind, regs.rip, regs.rsi),
+                    (Kind::BzImage, entry.entry.0, entry.zero_page.0)
+                );
                 told::by_zero_page(&self.ram, entry.zero_page)
             }
             Start::Pvh(entry) => {
-                assert_eq!((kind, regs.rip, regs.rbx), (Kind::Elf, entry.entry.0, entry.start_info.0));
+                assert_eq!(
+                    (kind, regs.rip, regs.rbx),
+                    (Kind::Elf, entry.entry.0, entry.start_info.0)
+                );
                 told::by_start_info(&self.ram, entry.start_info)
             }
             Start::Reset => panic!("an image starts by itself"),
@@ -170,7 +176,8 @@ impl Guest {
         });
         let loaded = headers.filter(|header| header[..4] == [1, 0, 0, 0]);
         let ends = loaded.map(|header| {
-            let long = |at: usize| header[at..at + 8].iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
+            let long =
+                |at: usize| header[at..at + 8].iter().rev().fold(0, |n, b| n << 8 | u64::from(*b));
             let (at, size) = (long(24), long(40));
             let end = at.checked_add(size).expect("a segment ends");
             assert!(size == 0 || at >= IMAGE_START && end <= self.ram.low_end(), "it is in RAM");

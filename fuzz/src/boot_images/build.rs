@@ -70,7 +70,8 @@ fn elf(input: &mut Input<'_>, low_end: u64) -> Vec<u8> {
     for header in image[64..].chunks_exact_mut(56).take(count) {
         let kind = input.u8();
         // A note's place is known; other things are somewhere.
-        let (offset, size) = if kind % 8 == 4 { (NOTE, NOTE_SIZE) } else { (input.number(), input.number()) };
+        let (offset, size) =
+            if kind % 8 == 4 { (NOTE, NOTE_SIZE) } else { (input.number(), input.number()) };
         let at = address(input, low_end);
         let kind: u32 = if kind % 8 == 4 { 4 } else { u32::from(kind % 8 != 7) };
         put(header, 0, &kind.to_le_bytes());

@@ -45,7 +45,7 @@ pub(super) fn run(input: &mut Input<'_>) {
     let looks = blk::open(&Source { format: None, ..source.clone() });
     assert!(looks.is_err() || !image.starts_with(b"QFI\xfb"), "nobody said that it is qcow2");
     drop(looks);
-    let right = edits == 0;
+    let right = edits == 0 && shape.size >= SECTOR;
     match blk::open(&source) {
         Ok(disk) => {
             assert!(blk::open(&source).is_err() || readonly, "its writer has it alone");

@@ -34,7 +34,8 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn new(input: &mut Input<'_>) -> Self {
         // A server that cannot be used is one that is not looked at for long.
-        let features = if input.u8() < 0xf0 { input.u64() | 1 << 30 | 1 << 32 } else { input.u64() };
+        let features =
+            if input.u8() < 0xf0 { input.u64() | 1 << 30 | 1 << 32 } else { input.u64() };
         let protocol = if input.flag() { 1 << 3 } else { input.u64() };
         Self { features, protocol, deeds: input.bytes(120).to_vec(), kept: Vec::new() }
     }
@@ -52,7 +53,9 @@ impl Server {
             if stream.read_exact(&mut head[len..]).is_err() {
                 return;
             }
-            let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+            let word = |at: usize| {
+                u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]])
+            };
             let (request, flags, size) = (word(0), word(4), word(8) as usize);
             assert!(size <= MOST, "a request of {size} bytes");
             let mut body = vec![0; size];

@@ -47,7 +47,8 @@ fn live(path: &Path, threads: bool, input: &mut Input<'_>) {
     let function = if threads { function } else { function.inline() };
     let mut driver = Driver { function, wiring: Counting::default() };
     let master = command::MEMORY | command::BUS_MASTER;
-    let _ = driver.function.config_write(&mut driver.wiring, config::COMMAND, &master.to_le_bytes());
+    let _ =
+        driver.function.config_write(&mut driver.wiring, config::COMMAND, &master.to_le_bytes());
     driver.offered();
     for _ in 0..STEPS {
         if input.is_empty() {

@@ -132,13 +132,25 @@ impl Chip {
         self.write(self.start, &[ARRAY]);
         let byte = seen(&self.view)[1];
         assert!(self.sealed || byte == 0x5a, "{byte:#x} was programmed");
-        assert_eq!(self.code.as_volatile_slice().subslice(0, 1).map(|s| {
-            let mut first = [0];
-            s.copy_to(&mut first);
-            first
-        }).expect("it has a byte"), [CODE], "the code is as it was");
+        assert_eq!(
+            self.code
+                .as_volatile_slice()
+                .subslice(0, 1)
+                .map(|s| {
+                    let mut first = [0];
+                    s.copy_to(&mut first);
+                    first
+                })
+                .expect("it has a byte"),
+            [CODE],
+            "the code is as it was"
+        );
         drop(self.flash);
-        let file = rustix::fs::open(path(&self.file), rustix::fs::OFlags::RDONLY, rustix::fs::Mode::empty());
+        let file = rustix::fs::open(
+            path(&self.file),
+            rustix::fs::OFlags::RDONLY,
+            rustix::fs::Mode::empty(),
+        );
         let file = file.expect("it is there");
         let lock = rustix::fs::FlockOperation::NonBlockingLockExclusive;
         assert_eq!(rustix::fs::flock(&file, lock), Ok(()), "the variables are free again");
