@@ -53,8 +53,8 @@ impl Shape {
         for n in 0..CLUSTERS {
             put(REFCOUNTS * cluster + 2 * n, &1u16.to_be_bytes());
         }
-        put(L1 * cluster, &(L2 * cluster | COPIED).to_be_bytes());
-        put(L2 * cluster, &(DATA * cluster | COPIED).to_be_bytes());
+        put(L1 * cluster, &((L2 * cluster) | COPIED).to_be_bytes());
+        put(L2 * cluster, &((DATA * cluster) | COPIED).to_be_bytes());
         put(DATA * cluster, &vec![FILL; cluster as usize]);
         image
     }

@@ -102,7 +102,7 @@ impl Chip {
         assert_eq!(taken, (self.start..END).contains(&at), "its addresses are its own");
         let after = self.contents();
         let changed = (0..self.size).filter(|n| before[*n] != after[*n]);
-        let (first, last) = (changed.clone().next(), changed.last());
+        let (first, last) = (changed.clone().next(), changed.clone().next_back());
         if let (Some(first), Some(last)) = (first, last) {
             assert!(!self.sealed, "nothing can be written");
             let offset = (at - self.start) as usize;
