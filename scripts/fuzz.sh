@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 CARGO=${CARGO:-cargo}
 target_dir=${CARGO_TARGET_DIR:-$PWD/target}
 seconds=${FUZZ_SECONDS:-60}
-all='vfio_user_stream vfio_user_client pci_config virtqueue gpu_commands marker_ring renderer_messages control_api virtio_devices guest_bus'
+all='vfio_user_stream vfio_user_client pci_config virtqueue gpu_commands marker_ring renderer_messages control_api virtio_devices guest_bus platform_devices boot_images config_files peers'
 targets=${FUZZ_TARGET:-$all}
 # The most bytes of an input.
 max_len=2048
@@ -21,7 +21,7 @@ if ! command -v c++ >/dev/null 2>&1; then
     echo "fuzz: no C++ compiler, which libFuzzer is built with (mend: apt-get install g++)" >&2
     exit 1
 fi
-RUSTC_WORKSPACE_WRAPPER=$PWD/scripts/fuzz-rustc.sh \
+RUSTC_WORKSPACE_WRAPPER=$PWD/scripts/fuzz-rustc.sh RUSTC_WRAPPER=$PWD/scripts/fuzz-rustc-parsers.sh \
     "$CARGO" build --locked -p beamline-fuzz --features libfuzzer --profile fuzz
 fuzzer=$target_dir/fuzz/beamline-fuzz
 work=$target_dir/fuzz-work
@@ -34,13 +34,14 @@ fuzz() {
 
 # A small corpus with nearly the same coverage as all that is known, in place of the one in the repository.
 keep_corpus() {
-    # Fewer than 200 files in all: more where an input ends at the first thing that is wrong.
+    # Fewer than 240 files in all: more where an input ends at the first thing that is wrong.
     case $target in
     vfio_user_stream) keep=44 ;;
     vfio_user_client) keep=40 ;;
     renderer_messages) keep=36 ;;
     virtio_devices) keep=4 ;;
     guest_bus) keep=4 ;;
+    platform_devices | boot_images | config_files | peers) keep=8 ;;
     marker_ring | control_api) keep=12 ;;
     *) keep=18 ;;
     esac

@@ -4,6 +4,8 @@
 //! fuzzer's bytes. A broken promise is a panic. `make fuzz` looks for bytes that cause one; the package's
 //! test runs every file in `corpus/` again.
 
+mod boot_images;
+mod config_files;
 mod control_api;
 mod fds;
 mod gpu_commands;
@@ -13,6 +15,9 @@ mod input;
 mod limit;
 mod marker_ring;
 mod pci_config;
+mod peer;
+mod peers;
+mod platform_devices;
 mod renderer_messages;
 mod vfio_user_client;
 mod vfio_user_stream;
@@ -31,7 +36,7 @@ pub struct Target {
 }
 
 /// Every target.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 14] = [
     Target { name: "vfio_user_stream", run: vfio_user_stream::run },
     Target { name: "vfio_user_client", run: vfio_user_client::run },
     Target { name: "pci_config", run: pci_config::run },
@@ -42,6 +47,10 @@ pub const TARGETS: [Target; 10] = [
     Target { name: "guest_bus", run: guest_bus::run },
     Target { name: "virtio_devices", run: virtio_devices::run },
     Target { name: "control_api", run: control_api::run },
+    Target { name: "platform_devices", run: platform_devices::run },
+    Target { name: "boot_images", run: boot_images::run },
+    Target { name: "config_files", run: config_files::run },
+    Target { name: "peers", run: peers::run },
 ];
 
 /// The target with this name.

@@ -13,6 +13,7 @@
 //!
 //! With [`firmware`] nothing is loaded: it starts in its flash.
 
+mod elf;
 pub mod firmware;
 pub mod initrd;
 pub mod linux;
@@ -30,6 +31,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use vm_memory::{Bytes, GuestMemoryError};
 
+pub use elf::HeadersError;
 use map::IMAGE_START;
 
 /// Where the command line lies; it may take up to 64 KiB.
@@ -77,6 +79,14 @@ pub enum BootError {
         ram: u64,
         /// Why.
         source: LoaderError,
+    },
+    /// Its program headers are no kernel's.
+    #[error("guest image {}: this ELF image cannot be booted", path.display())]
+    ProgramHeaders {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        source: HeadersError,
     },
     /// It has no PVH entry.
     #[error("guest image {}: has no PVH entry; it needs an ELF note of type 18 named \"Xen\"", path.display())]

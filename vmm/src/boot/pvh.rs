@@ -2,7 +2,7 @@
 //! protected mode without paging, `ebx` pointing at `hvm_start_info`.
 
 use super::map::{self, IMAGE_START};
-use super::{BootError, CMDLINE, Told, initrd};
+use super::{BootError, CMDLINE, Told, elf, initrd};
 use crate::Gpa;
 use crate::config::Image;
 use crate::memory::GuestRam;
@@ -40,30 +40,32 @@ pub(super) fn load(
     told: Told,
 ) -> Result<Entry, BootError> {
     let path = &image.path;
-    // What an image must leave alone: all of it is below the place where images start.
-    let low = low_bytes(ram)?;
-    let loaded = Elf::load(ram.memory(), None, &mut file, None)
-        .map_err(|source| BootError::Load { path: path.clone(), ram: ram.low_end(), source })?;
-    // The loader does not say where segments begin; what it overwrote shows it.
-    if low_bytes(ram)? != low {
+    let low_end = ram.low_end();
+    let extent = elf::look(&file, low_end)
+        .map_err(|source| BootError::Read { what: "guest image", path: path.clone(), source })?
+        .map_err(|source| BootError::ProgramHeaders { path: path.clone(), source })?;
+    // The boot information is below.
+    if extent.start < IMAGE_START {
         return Err(BootError::Overlap { path: path.clone() });
     }
-    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-        return Err(BootError::NoPvh { path: path.clone() });
-    };
-    if entry.0 < IMAGE_START || entry.0 >= ram.low_end() {
-        return Err(BootError::Entry { path: path.clone(), entry: entry.0, ram: ram.low_end() });
-    }
-    if loaded.kernel_end > ram.low_end() {
+    if extent.end > low_end {
         return Err(BootError::Small {
             path: path.clone(),
             at: IMAGE_START,
-            needs: loaded.kernel_end - IMAGE_START,
-            ram: ram.low_end(),
+            needs: extent.end - IMAGE_START,
+            ram: low_end,
         });
     }
+    let loaded = Elf::load(ram.memory(), None, &mut file, None)
+        .map_err(|source| BootError::Load { path: path.clone(), ram: low_end, source })?;
+    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
+        return Err(BootError::NoPvh { path: path.clone() });
+    };
+    if entry.0 < IMAGE_START || entry.0 >= low_end {
+        return Err(BootError::Entry { path: path.clone(), entry: entry.0, ram: low_end });
+    }
     let initrd = match &image.initrd {
-        Some(path) => Some(initrd::load(ram, path, loaded.kernel_end, ram.low_end())?),
+        Some(path) => Some(initrd::load(ram, path, extent.end, low_end)?),
         None => None,
     };
     for (at, bytes) in start_info(ram, initrd, told) {
@@ -71,13 +73,6 @@ pub(super) fn load(
     }
     super::write_cmdline(ram, &image.cmdline)?;
     Ok(Entry { entry, start_info: Gpa(START_INFO) })
-}
-
-/// RAM below the place where images start, without the pages that were never touched.
-fn low_bytes(ram: &GuestRam) -> Result<Vec<u8>, BootError> {
-    let mut bytes = vec![0; IMAGE_START as usize];
-    ram.memory().read_slice(&mut bytes, Gpa(0))?;
-    Ok(bytes)
 }
 
 /// The start information, its modules and the memory map, with their places.

@@ -76,7 +76,7 @@ fn bad_elf_images_are_refused() {
     let far = elf(IMAGE_START, 2 << 20, &code);
     assert!(matches!(refused(&far), BootError::Entry { .. }));
     let outside = elf(u64::MAX - 2, IMAGE_START, &code);
-    assert!(matches!(refused(&outside), BootError::Load { .. }));
+    assert!(matches!(refused(&outside), BootError::ProgramHeaders { .. }));
 }
 
 #[test]

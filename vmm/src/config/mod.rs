@@ -27,6 +27,8 @@ pub use vcpus::{REALTIME, Vcpus};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Largest configuration file that is read: bytes.
@@ -44,12 +46,10 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is far too large to be a guest's configuration.
-    #[error("{}: is {size} bytes; a guest's configuration has at most {MAX_FILE}", path.display())]
+    #[error("{}: has more than {MAX_FILE} bytes, the most that a guest's configuration has", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size in bytes.
-        size: u64,
     },
     /// The file is not TOML, or has a key that is unknown, missing or of the wrong type.
     #[error("{}: {message}", path.display())]
@@ -135,11 +135,16 @@ impl Config {
     /// Reads and checks `path`. Relative paths in it are relative to its folder.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let read = |source| ConfigError::Read { path: path.to_owned(), source };
-        let size = std::fs::metadata(path).map_err(read)?.len();
-        if size > MAX_FILE {
-            return Err(ConfigError::TooLarge { path: path.to_owned(), size });
+        let mut bytes = Vec::new();
+        // What is no file says no size beforehand.
+        File::open(path)
+            .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+            .map_err(read)?;
+        if bytes.len() as u64 > MAX_FILE {
+            return Err(ConfigError::TooLarge { path: path.to_owned() });
         }
-        let text = std::fs::read_to_string(path).map_err(read)?;
+        let text = String::from_utf8(bytes)
+            .map_err(|e| read(std::io::Error::new(std::io::ErrorKind::InvalidData, e)))?;
         Self::parse(&text, path)
     }
 

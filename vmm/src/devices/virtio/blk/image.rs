@@ -16,6 +16,9 @@ const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
 /// Zeroes, as many as are written at once where the host cannot make them.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
+/// The largest cluster that a qcow2 image can have: bytes.
+const MAX_CLUSTER: u64 = 2 << 20;
+
 /// How an image is laid out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
@@ -317,6 +320,10 @@ impl Disk for QcowDisk {
     }
 
     fn zero(&mut self, at: u64, len: u64, unmap: bool) -> io::Result<()> {
+        // The crate's arithmetic for a part of a cluster underflows where the disk is smaller than a cluster.
+        if self.size() < MAX_CLUSTER {
+            return write_zeroes(at, len, |at, zeroes| self.image.write(zeroes, at));
+        }
         let done = if unmap {
             self.image.discard_to_zero(at, len)
         } else {

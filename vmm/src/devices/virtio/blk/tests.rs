@@ -301,6 +301,29 @@ fn a_qcow2_image_keeps_what_is_written_and_shares_what_is_zero() {
     assert!(e.contains("backing"), "{e}");
 }
 
+/// Part of a cluster is zeroed, and the rest of it is more than the disk has.
+#[test]
+fn a_qcow2_disk_can_be_smaller_than_a_cluster() {
+    use imago::FormatCreateBuilder;
+    use imago::file::File;
+    use imago::qcow2::Qcow2;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.qcow2");
+    let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path);
+    let file = File::try_from(file.unwrap()).unwrap();
+    Qcow2::<File>::create_builder(file).size(32 << 10).create().unwrap();
+    let source = Source { format: Some(Format::Qcow2), ..raw(&path) };
+    let mut disk = Disk1::new(&source);
+    assert_eq!(disk.send(OUT, 0, &pattern(0, 64)), OK);
+    assert_eq!(disk.range(ZEROES, 8, 8, 1), OK);
+    assert_eq!(disk.range(ZEROES, 24, 8, 0), OK);
+    assert_eq!(disk.range(DISCARD, 40, 8, 0), OK);
+    let gap = || vec![0; 8 * 512];
+    let expected = [pattern(0, 8), gap(), pattern(16, 8), gap(), pattern(32, 8)].concat();
+    assert_eq!(disk.read(0, 40 * 512), (OK, expected));
+    assert_eq!(disk.read(48, 16 * 512), (OK, pattern(48, 16)));
+}
+
 /// A disk that is full, or broken in another way.
 struct Broken {
     writes: io::ErrorKind,
