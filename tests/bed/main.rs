@@ -3,6 +3,7 @@
 //! A real `beamline host`, a real QEMU with its `vfio-user-pci`, and a guest that says what it sees. `make
 //! bed` builds what is needed; without it the tests say so and are skipped. `BEAMLINE_BED` says where it is.
 
+mod api;
 mod archive;
 mod bed;
 #[path = "../command.rs"]
