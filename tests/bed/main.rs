@@ -9,6 +9,7 @@ mod bed;
 #[path = "../command.rs"]
 mod command;
 mod console;
+mod cpus;
 mod devices;
 mod display;
 mod firmware;
@@ -20,6 +21,7 @@ mod held;
 mod host;
 mod hotplug;
 mod hyperv;
+mod inner_flips;
 mod iommu;
 mod killed;
 mod linux;
