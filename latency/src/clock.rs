@@ -12,6 +12,19 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> Nanos;
 }
 
+impl<C: Clock + ?Sized> Clock for &C {
+    fn now(&self) -> Nanos {
+        (**self).now()
+    }
+}
+
+/// A moment, for a step that takes no time.
+impl Clock for Nanos {
+    fn now(&self) -> Nanos {
+        *self
+    }
+}
+
 /// The real `CLOCK_MONOTONIC`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct MonotonicClock;

@@ -14,13 +14,13 @@ use crate::{turn, words};
 use std::time::{Duration, Instant};
 
 /// How many flips a run has.
-const FLIPS: u64 = 120;
+pub(crate) const FLIPS: u64 = 120;
 /// Vblanks that may pass without a flip, in a run that counts.
 const PASSED: u64 = FLIPS / 20;
 /// How often a run is repeated where the machine did not let the guest keep up.
 const TRIES: usize = 6;
 /// What Linux waits for a fence at most, µs (`virtio_gpu_resource_flush`): a flip that took as long ended by itself.
-const GIVES_UP: u64 = 50_000;
+pub(crate) const GIVES_UP: u64 = 50_000;
 
 /// Bounds the wait for a picture that no fence tells of.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -36,25 +36,25 @@ done
 
 /// A flip as the guest saw it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Flip {
+pub(crate) struct Flip {
     /// From the request to the event, µs.
-    took: u64,
+    pub(crate) took: u64,
     /// The vblank it ended at, or a later one.
-    vblank: u64,
+    pub(crate) vblank: u64,
 }
 
 /// What a run comes to.
 #[derive(Debug, PartialEq, Eq)]
-struct Verdict {
+pub(crate) struct Verdict {
     /// Flips that ended no later than at the vblank of the one before.
-    fast: Vec<usize>,
+    pub(crate) fast: Vec<usize>,
     /// Flips whose fence the kernel did not wait for to the end.
-    given_up: usize,
+    pub(crate) given_up: usize,
     /// Vblanks that passed without a flip.
-    passed: u64,
+    pub(crate) passed: u64,
 }
 
-fn verdict(flips: &[Flip]) -> Verdict {
+pub(crate) fn verdict(flips: &[Flip]) -> Verdict {
     let given_up = |flip: &Flip| flip.took >= GIVES_UP;
     let pairs = flips.iter().zip(&flips[1..]).enumerate();
     let fast = pairs.filter(|(_, (a, b))| b.vblank <= a.vblank && !given_up(b));
@@ -67,7 +67,7 @@ fn verdict(flips: &[Flip]) -> Verdict {
 }
 
 /// The flips of a run, by its lines.
-fn flips(said: &[String]) -> Vec<Flip> {
+pub(crate) fn flips(said: &[&str]) -> Vec<Flip> {
     let lines = said.iter().filter(|line| line.starts_with("flip: "));
     let flips: Vec<Flip> = lines
         .map(|line| {
@@ -81,7 +81,7 @@ fn flips(said: &[String]) -> Vec<Flip> {
 }
 
 /// What the probe draws into its buffer with this number.
-fn drawn(number: u32, (width, height): (u32, u32)) -> Picture {
+pub(crate) fn drawn(number: u32, (width, height): (u32, u32)) -> Picture {
     let pixel = |x: u32, y: u32| [x + 85 * number, 2 * y + x / 256, x ^ y ^ (0x55 * number)];
     let rows = (0..height).flat_map(|y| (0..width).flat_map(move |x| pixel(x, y)));
     Picture { size: (width, height), rgb: rows.map(|part| part as u8).collect() }
@@ -108,7 +108,7 @@ fn flip_once(host: &Host, guest: &mut Guest, waited: bool) -> Vec<Flip> {
     };
     assert_eq!(different, 0, "pixels differ from the buffer shown last");
     guest.say("enough");
-    flips(&guest.said()[before..])
+    flips(&guest.said()[before..].iter().map(String::as_str).collect::<Vec<_>>())
 }
 
 fn boot(bed: &Bed, host: &Host, folder: &std::path::Path) -> Guest {

@@ -3,11 +3,13 @@
 //! A real `beamline host`, a real QEMU with its `vfio-user-pci`, and a guest that says what it sees. `make
 //! bed` builds what is needed; without it the tests say so and are skipped. `BEAMLINE_BED` says where it is.
 
+mod api;
 mod archive;
 mod bed;
 #[path = "../command.rs"]
 mod command;
 mod console;
+mod cpus;
 mod devices;
 mod display;
 mod firmware;
@@ -19,6 +21,7 @@ mod held;
 mod host;
 mod hotplug;
 mod hyperv;
+mod inner_flips;
 mod iommu;
 mod killed;
 mod linux;

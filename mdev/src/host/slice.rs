@@ -224,7 +224,7 @@ fn run_worker(
     let wake = worker.device().wake().clone();
     let mut heard = Heard::default();
     loop {
-        let ended = match worker.step(clock.now()) {
+        let ended = match worker.step(clock) {
             Turn::Again => wait(&mut [readable(stop)], Some(Nanos::ZERO)),
             // The doorbells are left alone: the guest cannot make its time come sooner.
             Turn::Throttled(until) => {

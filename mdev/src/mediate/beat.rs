@@ -95,7 +95,18 @@ impl Beat {
         presented: Option<FrameId>,
         generation: Generation,
     ) -> bool {
+        let wanted = self.turn_page(vblank, presented, generation);
+        // After the page: a guest whose answer waited for this vblank finds it there.
         self.gap.vblank(vblank.time);
+        wanted
+    }
+
+    fn turn_page(
+        &mut self,
+        vblank: Vblank,
+        presented: Option<FrameId>,
+        generation: Generation,
+    ) -> bool {
         self.follow_resets();
         if self.generation != generation {
             self.generation = generation;

@@ -91,6 +91,36 @@ fn a_vblank_is_on_the_page_before_its_interrupt() {
     assert_eq!(page(&mut pacer).presented, FrameId::NONE);
 }
 
+/// What lets answers go says nothing of a vblank that is not on the page yet.
+#[test]
+fn a_vblank_is_on_the_page_before_answers_that_waited_for_it() {
+    let (mut pacer, mut beat, _handle, _wire) = guest();
+    let gap = beat.gap();
+    let enough = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let vblanks = scope.spawn(|| {
+            let mut numbers = 1..;
+            while !enough.load(Ordering::Relaxed) {
+                beat.vblank(vblank(numbers.next().expect("it has no end")), None, Generation(1));
+            }
+        });
+        while gap.latest() == Nanos::ZERO && !vblanks.is_finished() {
+            std::thread::yield_now();
+        }
+        let look = |_| {
+            let latest = gap.latest();
+            // The number's lower half, in one access.
+            let mut seq = [0; 4];
+            let at = std::mem::offset_of!(TimingPage, vblank_seq) as u64;
+            pacer.region_read(RegionIndex::bar(2), at, &mut seq).unwrap();
+            (latest, vblank(u32::from_le_bytes(seq).into()).time)
+        };
+        let early = (0..300_000).map(look).find(|(latest, on_page)| on_page < latest);
+        enough.store(true, Ordering::Relaxed);
+        assert_eq!(early, None, "answers are let go before their vblank is on the page");
+    });
+}
+
 #[test]
 fn a_reset_leaves_a_blank_page_and_no_interrupts() {
     let (mut pacer, mut beat, _handle, wire) = guest();

@@ -20,6 +20,7 @@ use crate::device::virtio::queue::{AvailReader, Chain, QueueError};
 use beamline_abi::frame::{CAPSET_ID, MAX_SUBMIT_BYTES, SubmitHeader, SubmitKind, submit_flag};
 use beamline_abi::virtio_gpu::{CONTROL_QUEUE, CURSOR_QUEUE, QUEUES, cmd, feature};
 use beamline_abi::{Generation, Nanos, Reason};
+use beamline_latency::clock::Clock;
 use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::{JobKey, SliceIndex, Stamp};
 use rtrb::{Consumer, Producer};
@@ -134,10 +135,10 @@ impl Worker {
         &self.parts.device
     }
 
-    /// Takes what has come. What is signalled from here on is for the next step.
-    pub fn step(&mut self, now: Nanos) -> Turn {
+    /// Takes what has come. What is signalled from here on is for the next step. `clock` is host time.
+    pub fn step(&mut self, clock: impl Clock) -> Turn {
         self.follow_device();
-        let turn = self.take_chains(now);
+        let turn = self.take_chains(&clock);
         if std::mem::take(&mut self.worked) {
             self.parts.dispatcher.signal();
         }
@@ -177,14 +178,16 @@ impl Worker {
         }
     }
 
-    fn take_chains(&mut self, now: Nanos) -> Turn {
+    fn take_chains(&mut self, clock: &impl Clock) -> Turn {
         for _ in 0..BURST {
             // What the last request had copied is paid late, so that the first costs no time.
-            if let Err(until) = self.pay(now) {
+            if let Err(until) = self.pay(clock.now()) {
                 return Turn::Throttled(until);
             }
             match self.next_chain() {
                 Ok(Some((queue, chain))) => {
+                    // Not before: a vblank that its guest saw before it asked does not answer it.
+                    let now = clock.now();
                     if self.request(queue, &chain, now).is_err() {
                         return Turn::Wait;
                     }

@@ -12,9 +12,11 @@ use beamline_abi::virtio_gpu::{
     SetScanoutBlob, TransferToHost2d, cmd, format,
 };
 use beamline_abi::virtio_pci::{common, status};
+use beamline_latency::clock::Clock;
 use beamline_vfio_user::Device;
 use proptest::prelude::*;
 use rig::{IMAGES, PAGE, Rig};
+use std::sync::atomic::{AtomicU64, Ordering};
 use zerocopy::IntoBytes;
 
 const WHOLE: Rect = Rect { x: 0, y: 0, width: 64, height: 48 };
@@ -146,6 +148,38 @@ fn a_vblank_before_the_flush_does_not_answer_it() {
     // A flush of what is not shown paces nobody.
     framebuffer(&mut rig, 4, IMAGES + 16, 1);
     rig.send(cmd::RESOURCE_FLUSH, Some(2), flush(4).as_bytes(), &[]);
+    assert_eq!(rig.used(CONTROL_QUEUE).len(), 1);
+}
+
+/// A clock that is 10 ns later at each look.
+struct Passing(AtomicU64);
+
+impl Clock for Passing {
+    fn now(&self) -> Nanos {
+        Nanos(self.0.fetch_add(10, Ordering::Relaxed))
+    }
+}
+
+/// A worker that is held up while it looks for requests: what it finds then is no older than it is.
+#[test]
+fn a_vblank_does_not_answer_a_flush_that_was_taken_after_it() {
+    let mut rig = Rig::new(false);
+    framebuffer(&mut rig, 3, IMAGES, 1);
+    assert_eq!(rig.ask(cmd::SET_SCANOUT, &scanout(3)), cmd::RESP_OK_NODATA);
+    let before = rig.now;
+    rig.now = Nanos(before.0 + 5);
+    rig.beat();
+    let header = CtrlHeader {
+        type_: cmd::RESOURCE_FLUSH,
+        flags: FLAG_FENCE,
+        fence_id: 1,
+        ..CtrlHeader::default()
+    };
+    rig.put(CONTROL_QUEUE, &[&[header.as_bytes(), flush(3).as_bytes()].concat()], 24);
+    rig.settle_over(&Passing(AtomicU64::new(before.0)));
+    assert_eq!(rig.used(CONTROL_QUEUE), [], "answered at the vblank before it");
+    rig.now = Nanos(before.0 + 1000);
+    rig.vblank();
     assert_eq!(rig.used(CONTROL_QUEUE).len(), 1);
 }
 

@@ -21,6 +21,7 @@ use beamline_abi::virtio_gpu::{
 use beamline_abi::virtio_pci::{common, feature as transport, ring, status};
 use beamline_abi::{FrameId, Generation, Nanos, SliceId};
 use beamline_latency::FakeClock;
+use beamline_latency::clock::Clock;
 use beamline_latency::recorder::Recorder;
 use beamline_latency::stamp::SliceIndex;
 use beamline_sched::Vblank;
@@ -228,6 +229,12 @@ impl Rig {
                 Turn::Wait => break,
             }
         }
+        self.poster.step();
+    }
+
+    /// The same with few requests, while time passes.
+    pub(super) fn settle_over(&mut self, clock: &impl Clock) {
+        assert_eq!(self.worker.step(clock), Turn::Wait);
         self.poster.step();
     }
 
