@@ -2,7 +2,7 @@
 //! off by its power button, and stopped. The guest says what it notices, and the VMM what happened.
 
 use crate::bed::Bed;
-use crate::linux::{CPUS, INIT, OUTER, config, inner, share, start_with};
+use crate::nested::{CPUS, INIT, OUTER, config, inner, share, start_with};
 use crate::{turn, words};
 
 /// For how long nothing happens, s.

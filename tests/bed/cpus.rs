@@ -1,7 +1,7 @@
 //! A stock Linux kernel on more vCPUs than most machines give a guest.
 
 use crate::bed::Bed;
-use crate::linux::{INIT, config, inner, run, share};
+use crate::nested::{INIT, config, inner, run, share};
 use crate::{turn, words};
 use std::collections::{BTreeSet, HashMap};
 

@@ -6,7 +6,7 @@ use crate::bed::Bed;
 use crate::console::bytes;
 use crate::flips::{FLIPS, Flip, GIVES_UP, drawn, flips, verdict};
 use crate::guest::Guest;
-use crate::linux::{INIT, INNER, OUTER, config, share, start_with};
+use crate::nested::{INIT, INNER, OUTER, config, share, start_with};
 use crate::picture::Picture;
 use crate::{turn, words};
 use std::time::{Duration, Instant};
