@@ -1,20 +1,23 @@
-//! The VMM's own virtio functions: configuration space, registers, MSI-X, and the queues of a disk above all.
+//! The VMM's own virtio functions: configuration space, registers, MSI-X, and their queues, those of a disk above all.
 //! Kicks are served within the write, so that an input does the same each time.
+
+mod links;
 
 use crate::fds::Open;
 use crate::input::Input;
 use beamline_abi::pci::{command, config};
 use beamline_abi::virtio_pci::{common, ring, status};
 use beamline_vmm::Gpa;
-use beamline_vmm::devices::virtio::Transport;
 use beamline_vmm::devices::virtio::balloon::Balloon;
 use beamline_vmm::devices::virtio::blk::{Blk, Disk};
 use beamline_vmm::devices::virtio::input::{Event, Input as InputDevice, InputSender, kind};
 use beamline_vmm::devices::virtio::iommu::{Iommu, Mapping, View, ViewError};
 use beamline_vmm::devices::virtio::rng::Rng;
+use beamline_vmm::devices::virtio::{DeviceModel, Transport};
 use beamline_vmm::interrupt::{Gsi, MsiMessage};
 use beamline_vmm::pci::{PciFunction, Wiring};
 use beamline_vmm::platform::{Doorbell, PlatformError, Slot};
+use links::Link;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -34,8 +37,13 @@ const HEADER: u64 = 0x4000;
 const DATA: u64 = 0x5000;
 /// Most steps of an input.
 const STEPS: usize = 200;
-/// The PCI device ID of an IOMMU.
+/// PCI device IDs.
+const NET: u32 = 0x1041;
+const BLK: u32 = 0x1042;
+const CONSOLE: u32 = 0x1043;
 const IOMMU: u32 = 0x1057;
+/// VIRTIO_NET_F_MRG_RXBUF: a frame may be spread.
+const MERGE: u32 = 1 << 15;
 /// Most mappings that an endpoint takes.
 const MAPPINGS: usize = 3;
 /// Bytes of the disk.
@@ -195,6 +203,9 @@ struct Guest {
     wiring: Counting,
     memory: Arc<GuestMemoryMmap>,
     sender: Option<InputSender>,
+    link: Option<Link>,
+    /// What the driver agrees to, of the lower half.
+    features: u32,
     id: u32,
     available: u16,
     mapped: bool,
@@ -222,27 +233,48 @@ impl Guest {
     fn new(which: u8) -> Self {
         let ranges = [(Gpa(0), RAM as usize), (Gpa(HIGH), 4096)];
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("RAM can be mapped"));
-        let label = || "fuzz".to_owned();
-        let mut sender = None;
-        let function = match which % 8 {
-            _ if which >= 0xc0 => Transport::new(label(), Box::new(iommu()), Arc::clone(&memory)),
-            5 => Transport::new(label(), Box::new(Rng), Arc::clone(&memory)),
-            6 => Transport::new(label(), Box::new(Balloon::new()), Arc::clone(&memory)),
-            7 => {
-                let device = InputDevice::new(kind::gamepad()).expect("an eventfd can be made");
-                sender = Some(device.sender());
-                Transport::new(label(), Box::new(device), Arc::clone(&memory))
+        let (mut sender, mut link, mut features) = (None, None, 0);
+        let device: Box<dyn DeviceModel> = match which {
+            0xc0.. => Box::new(iommu()),
+            0x80.. if which % 4 == 3 => {
+                let (device, other) = links::console();
+                link = Some(other);
+                device
             }
-            disk => {
-                let disk = Memory { bytes: vec![0x11; DISK], readonly: disk == 4 };
-                let blk = Blk::new("fuzz", Box::new(disk), "serial");
-                Transport::new(label(), Box::new(blk), Arc::clone(&memory))
+            0x80.. => {
+                let (device, other) = links::net();
+                link = Some(other);
+                features = if which.is_multiple_of(2) { MERGE } else { 0 };
+                device
             }
+            _ => match which % 8 {
+                5 => Box::new(Rng),
+                6 => Box::new(Balloon::new()),
+                7 => {
+                    let device = InputDevice::new(kind::gamepad()).expect("an eventfd can be made");
+                    sender = Some(device.sender());
+                    Box::new(device)
+                }
+                disk => {
+                    let disk = Memory { bytes: vec![0x11; DISK], readonly: disk == 4 };
+                    Box::new(Blk::new("fuzz", Box::new(disk), "serial"))
+                }
+            },
         };
+        let function = Transport::new("fuzz".to_owned(), device, Arc::clone(&memory));
         let function = function.expect("eventfds can be made").inline();
         let wiring = Counting::default();
-        let mut this =
-            Self { function, wiring, memory, sender, id: 0, available: 0, mapped: false };
+        let mut this = Self {
+            function,
+            wiring,
+            memory,
+            sender,
+            link,
+            features,
+            id: 0,
+            available: 0,
+            mapped: false,
+        };
         this.id = this.config(config::VENDOR_ID);
         this
     }
@@ -274,8 +306,10 @@ impl Guest {
         self.write(common::DEVICE_STATUS.into(), 1, 0);
         assert_eq!(self.read(common::DEVICE_STATUS.into(), 1), 0, "a reset resets");
         self.write(common::DEVICE_STATUS.into(), 1, 3);
-        self.write(common::DRIVER_FEATURE_SELECT.into(), 4, 1);
-        self.write(common::DRIVER_FEATURE.into(), 4, 1);
+        for (half, features) in [self.features, 1].into_iter().enumerate() {
+            self.write(common::DRIVER_FEATURE_SELECT.into(), 4, half as u64);
+            self.write(common::DRIVER_FEATURE.into(), 4, features.into());
+        }
         let ok = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
         self.write(common::DEVICE_STATUS.into(), 1, ok.into());
         assert_eq!(
@@ -357,13 +391,20 @@ impl Guest {
             10 => self.request(input),
             11 => self.start(),
             12 => self.toggle_map(),
-            _ => {
-                if let Some(sender) = &self.sender {
-                    let event = Event { kind: input.u8().into(), code: input.u16(), value: -1 };
-                    // It is full after a thousand.
-                    let _ = sender.send(&[event]);
-                }
-            }
+            _ => self.host_acts(input),
+        }
+    }
+
+    /// What the host's side does.
+    fn host_acts(&mut self, input: &mut Input<'_>) {
+        if let Some(sender) = &self.sender {
+            let event = Event { kind: input.u8().into(), code: input.u16(), value: -1 };
+            // It is full after a thousand.
+            let _ = sender.send(&[event]);
+        }
+        if let Some(link) = &self.link {
+            link.step(input);
+            self.function.look();
         }
     }
 
@@ -382,10 +423,12 @@ impl Guest {
         self.mapped = !self.mapped;
     }
 
-    /// A disk's or an IOMMU's request that is mostly right.
+    /// A request that is mostly right.
     fn request(&mut self, input: &mut Input<'_>) {
-        if self.id >> 16 == IOMMU {
-            return self.iommu_request(input);
+        match self.id >> 16 {
+            IOMMU => return self.iommu_request(input),
+            NET | CONSOLE => return self.buffers(input),
+            _ => {}
         }
         let mut header = [0; 16];
         header[0] = input.u8() % 16;
@@ -398,6 +441,19 @@ impl Guest {
         self.descriptor(2, HEADER + 16, 1, ring::DESC_WRITE, 0);
         self.offer(0);
         self.write(NOTIFY, 2, 0);
+    }
+
+    /// A frame or a text that goes out, or room for what comes.
+    fn buffers(&mut self, input: &mut Input<'_>) {
+        let (receive, second) = (input.flag(), input.flag());
+        let flags = if receive { ring::DESC_WRITE } else { 0 };
+        let more = if second { ring::DESC_NEXT } else { 0 };
+        self.put(HEADER, &[0; 12]);
+        self.descriptor(0, HEADER, input.u8().into(), flags | more, 1);
+        self.descriptor(1, Self::place(input), input.number32(), flags, 0);
+        self.offer(0);
+        self.write(NOTIFY + 4 * u64::from(!receive), 2, 0);
+        self.function.look();
     }
 
     /// Of few domains, endpoints and pages, so that they meet.
@@ -434,6 +490,49 @@ impl Guest {
         }
         assert!(self.wiring.bells.is_empty(), "KVM listens nowhere");
         self.start();
+        if let Some(link) = self.link.take() {
+            self.passes_both_ways(&link);
+        } else {
+            self.serves();
+        }
+        self.write(common::DEVICE_STATUS.into(), 1, 0);
+        let shared = Arc::downgrade(&self.memory);
+        drop(self);
+        assert!(shared.upgrade().is_none(), "nobody has the guest's memory any more");
+    }
+
+    /// Four bytes behind room for a header come in, and go out again.
+    fn passes_both_ways(&mut self, link: &Link) {
+        let text = [[0; 12].as_slice(), b"text"].concat();
+        // What was under way: the device has read it, or does so now.
+        for _ in 0..2 * STEPS {
+            self.descriptor(0, DATA, 0x8000, ring::DESC_WRITE, 0);
+            self.offer(0);
+            self.write(NOTIFY, 2, 0);
+            self.function.look();
+        }
+        link.drain();
+        self.start();
+        link.send(&text);
+        self.put(DATA, &[0xff; 16]);
+        self.descriptor(0, DATA, 16, ring::DESC_WRITE, 0);
+        self.offer(0);
+        self.write(NOTIFY, 2, 0);
+        self.function.look();
+        let mut came = [0; 16];
+        self.memory.read_slice(&mut came, Gpa(DATA)).expect("it is RAM");
+        assert_eq!(came[12..], *b"text", "what comes is received");
+        self.start();
+        self.put(HEADER, &text);
+        self.descriptor(0, HEADER, 16, 0, 0);
+        self.offer(0);
+        self.write(NOTIFY + 4, 2, 0);
+        self.function.look();
+        assert_eq!(link.receive().as_deref(), Some(text.as_slice()), "what is sent goes out");
+    }
+
+    /// A good request of a disk, which harms no other device.
+    fn serves(&mut self) {
         self.descriptor(0, HEADER, 16, ring::DESC_NEXT, 1);
         self.descriptor(1, DATA, 512, ring::DESC_WRITE | ring::DESC_NEXT, 2);
         self.descriptor(2, HEADER + 16, 1, ring::DESC_WRITE, 0);
@@ -443,14 +542,10 @@ impl Guest {
         self.write(NOTIFY, 2, 0);
         let now = self.read(common::DEVICE_STATUS.into(), 1);
         assert_eq!(now as u8 & status::NEEDS_RESET, 0, "a good request is served");
-        if self.id >> 16 == 0x1042 {
+        if self.id >> 16 == BLK {
             let mut answer = [0xff];
             self.memory.read_slice(&mut answer, Gpa(HEADER + 16)).expect("it is RAM");
             assert_eq!(answer, [0], "the first sector can be read");
         }
-        self.write(common::DEVICE_STATUS.into(), 1, 0);
-        let shared = Arc::downgrade(&self.memory);
-        drop(self);
-        assert!(shared.upgrade().is_none(), "nobody has the guest's memory any more");
     }
 }

@@ -19,7 +19,7 @@ use crate::platform::Doorbell;
 use beamline_abi::pci::{command, config};
 use common::{Common, Effect};
 use layout::{Access, ConfigSpace};
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, Timespec, eventfd, poll};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use virtio_bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
@@ -96,12 +96,28 @@ impl Transport {
         })
     }
 
-    /// Serves kicks within the trapped write, without a thread and without the device's own
-    /// descriptors: for fuzzing and for tests of a device's answers.
+    /// Serves kicks within the trapped write, without a thread; the device's own descriptors in [`Self::look`] alone:
+    /// for fuzzing and for tests of a device's answers.
     #[must_use]
     pub fn inline(mut self) -> Self {
         self.inline = true;
         self
+    }
+
+    /// Serves those of the device's own descriptors that are ready now, where kicks are served inline.
+    pub fn look(&mut self) {
+        let Engine::Inline(serve) = &mut self.engine else { return };
+        let mut found = Vec::new();
+        serve.sources(&mut |number, fd, flags| {
+            let mut fds = [PollFd::from_borrowed_fd(fd, flags)];
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            if poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0) {
+                found.push((number, fds[0].revents()));
+            }
+        });
+        for (number, flags) in found {
+            serve.ready(number, flags);
+        }
     }
 
     /// What its thread and its registers share.
