@@ -6,9 +6,9 @@ use crate::nested::{CPUS, INIT, OUTER, config, inner, share, start_with};
 use crate::{turn, words};
 
 /// For how long nothing happens, s.
-const PAUSED: u32 = 10;
+const PAUSED: u32 = 12;
 /// The kernel's `watchdog_thresh`, s: a CPU that does nothing for twice as long hangs, it says.
-const THRESHOLD: u32 = 3;
+const THRESHOLD: u32 = 5;
 
 /// What is typed, and the keys that a US keyboard has for it.
 const TYPED: &str = "aB 1!";
@@ -76,7 +76,7 @@ while read -r word; do
         kill $counters
         # The machine may hold the guest up for as long by itself.
         echo 0 >/proc/sys/kernel/watchdog_thresh
-        dmesg | grep -ciE 'lockup|stall|blocked for' | sed 's/^/barked: /' ;;
+        dmesg | grep -ciE 'soft lockup|rcu.*stall|blocked for' | sed 's/^/barked: /' ;;
     keyboard) watch "Beamline keyboard" ;;
     tablet) watch "Beamline tablet" ;;
     seen) killall ld.so ;;
