@@ -1,6 +1,7 @@
 //! A disk (virtio 1.3, section 5.2): a raw or qcow2 image, or a block device of the host.
 
 mod image;
+mod qcow2;
 mod queue;
 mod registers;
 #[cfg(test)]
