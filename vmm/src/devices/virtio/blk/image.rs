@@ -278,6 +278,7 @@ impl QcowDisk {
     /// An image names other files only if whoever wrote it said so: none is opened.
     fn open(file: File, path: &Path, readonly: bool) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Qcow2 { path: path.to_owned(), source };
+        qcow2::check_l1(&file).map_err(failed)?;
         if !readonly {
             qcow2::check(&file).map_err(failed)?;
         }

@@ -26,6 +26,18 @@ fn long(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_be_bytes(*b))
 }
 
+/// Whether the L1 table is in the file: the crate takes memory for as many entries as the header says.
+pub(super) fn check_l1(file: &File) -> io::Result<()> {
+    let length = file.metadata()?.len();
+    let mut header = [0; HEADER];
+    file.read_exact_at(&mut header, 0)?;
+    let (table, size) = (long(&header, 40), u64::from(word(&header, 36)) * 8);
+    if table.checked_add(size).is_none_or(|end| end > length) {
+        return Err(wrong("its L1 table is not all in the file"));
+    }
+    Ok(())
+}
+
 /// Whether the refcount table of the image in `file` can be written by. What else there is to say of the header, the
 /// crate says.
 pub(super) fn check(file: &File) -> io::Result<()> {

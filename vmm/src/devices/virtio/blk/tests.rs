@@ -355,7 +355,12 @@ fn a_qcow2_image_with_a_damaged_refcount_table_is_not_written() {
         };
         assert!(why.to_string().contains(word), "{why}");
     }
-    open(&Source { readonly: true, ..source }).unwrap();
+    let reader = Source { readonly: true, ..source };
+    open(&reader).unwrap();
+    // As many entries as the crate takes, in a file of some hundred KiB.
+    file.write_all_at(&(4u32 << 20).to_be_bytes(), 36).unwrap();
+    let Err(ImageError::Qcow2 { source: why, .. }) = open(&reader) else { panic!("it is refused") };
+    assert!(why.to_string().contains("L1 table"), "{why}");
 }
 
 /// A disk that is full, or broken in another way.
