@@ -42,6 +42,8 @@ pub(super) mod field {
     pub(crate) const INITRD_MAX: usize = 0x22c;
     pub(crate) const XLOAD_FLAGS: usize = 0x236;
     pub(crate) const CMDLINE_SIZE: usize = 0x238;
+    /// First of a list of what else a loader has to say.
+    pub(crate) const SETUP_DATA: usize = 0x250;
     pub(crate) const PREFERRED: usize = 0x258;
     pub(crate) const INIT_SIZE: usize = 0x260;
     /// Where version 2.12's header ends.
@@ -250,11 +252,11 @@ fn zero_page(ram: &GuestRam, header: &Header, initrd: Option<Initrd>, told: Told
     put(field::LOADER, &[LOADER_UNDEFINED]);
     put(field::CODE32_START, &(header.at as u32).to_le_bytes());
     put(field::CMDLINE, &(CMDLINE as u32).to_le_bytes());
-    if let Some(Initrd { at, size }) = initrd {
-        // Both are below 4 GiB, as the RAM is that it lies in.
-        put(field::RAMDISK, &(at.0 as u32).to_le_bytes());
-        put(field::RAMDISK_SIZE, &(size as u32).to_le_bytes());
-    }
+    // The loader's own fields, whatever the file has there. Both are below 4 GiB, as the RAM is that it lies in.
+    let (at, size) = initrd.map_or((0, 0), |Initrd { at, size }| (at.0, size));
+    put(field::RAMDISK, &(at as u32).to_le_bytes());
+    put(field::RAMDISK_SIZE, &(size as u32).to_le_bytes());
+    put(field::SETUP_DATA, &[0; 8]);
     put(zero::RSDP, &told.rsdp.map_or(0, |r| r.0).to_le_bytes());
     put(zero::SENTINEL, &[0]);
     let ranges = map::ranges(ram, told.windows);

@@ -145,6 +145,19 @@ fn a_linux_guest_is_told_its_memory_command_line_and_initrd() {
     }
 }
 
+/// A file may hold anything in the fields that are a loader's.
+#[test]
+fn a_linux_guest_is_told_of_no_initrd_that_is_not_there() {
+    let ram = GuestRam::new(RAM).unwrap();
+    let mut image = bzimage();
+    image[field::RAMDISK..field::RAMDISK_SIZE + 4].fill(0x11);
+    image[field::SETUP_DATA..field::SETUP_DATA + 8].fill(0x11);
+    let Start::Linux(entry) = boot(&ram, &image, None, "").unwrap() else { panic!() };
+    let page = |at: usize| Gpa(entry.zero_page.0 + at as u64);
+    assert_eq!(ram.memory().read_obj::<u64>(page(field::RAMDISK)).unwrap(), 0);
+    assert_eq!(ram.memory().read_obj::<u64>(page(field::SETUP_DATA)).unwrap(), 0);
+}
+
 #[test]
 fn bad_kernels_are_refused_with_the_reason() {
     let header = |image: &[u8]| match refused_with(RAM, image, None, "") {

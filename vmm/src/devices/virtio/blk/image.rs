@@ -1,6 +1,6 @@
 //! What is behind a disk: a raw file or block device, or a qcow2 image (crate imago).
 
-use super::{SECTOR, lock};
+use super::{SECTOR, lock, qcow2};
 use imago::file::File as ImageFile;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
@@ -288,6 +288,10 @@ impl QcowDisk {
     /// An image names other files only if whoever wrote it said so: none is opened.
     fn open(file: File, path: &Path, readonly: bool) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Qcow2 { path: path.to_owned(), source };
+        qcow2::check_l1(&file).map_err(failed)?;
+        if !readonly {
+            qcow2::check(&file).map_err(failed)?;
+        }
         let file = ImageFile::try_from(file).map_err(failed)?;
         let image = Qcow2::<ImageFile>::builder(file)
             .write(!readonly)

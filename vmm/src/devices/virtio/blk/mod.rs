@@ -2,6 +2,7 @@
 
 mod image;
 mod lock;
+mod qcow2;
 mod queue;
 mod registers;
 #[cfg(test)]

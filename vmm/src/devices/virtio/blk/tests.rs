@@ -324,6 +324,47 @@ fn a_qcow2_disk_can_be_smaller_than_a_cluster() {
     assert_eq!(disk.read(48, 16 * 512), (OK, pattern(48, 16)));
 }
 
+/// By one that is empty the crate would call itself until the stack ends.
+#[test]
+fn a_qcow2_image_with_a_damaged_refcount_table_is_not_written() {
+    use imago::FormatCreateBuilder;
+    use imago::file::File;
+    use imago::qcow2::Qcow2;
+    use std::os::unix::fs::FileExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.qcow2");
+    let file = std::fs::File::options().read(true).write(true).create_new(true).open(&path);
+    let file = file.unwrap();
+    let image = File::try_from(file.try_clone().unwrap()).unwrap();
+    Qcow2::<File>::create_builder(image).size(64 << 20).create().unwrap();
+    let source = Source { format: Some(Format::Qcow2), ..raw(&path) };
+    open(&source).unwrap();
+    let mut place = [0; 8];
+    file.read_exact_at(&mut place, 48).unwrap();
+    let table = u64::from_be_bytes(place);
+    let mut first = [0; 8];
+    file.read_exact_at(&mut first, table).unwrap();
+    for (entries, word) in [
+        (vec![0; 8], "empty"),
+        ([first, [0; 8], first].concat(), "holes"),
+        ((1u64 << 50).to_be_bytes().to_vec(), "not in the file"),
+        ((u64::from_be_bytes(first) + 512).to_be_bytes().to_vec(), "not in the file"),
+    ] {
+        file.write_all_at(&[0; 24], table).unwrap();
+        file.write_all_at(&entries, table).unwrap();
+        let Err(ImageError::Qcow2 { source: why, .. }) = open(&source) else {
+            panic!("it is refused: {word}")
+        };
+        assert!(why.to_string().contains(word), "{why}");
+    }
+    let reader = Source { readonly: true, ..source };
+    open(&reader).unwrap();
+    // As many entries as the crate takes, in a file of some hundred KiB.
+    file.write_all_at(&(4u32 << 20).to_be_bytes(), 36).unwrap();
+    let Err(ImageError::Qcow2 { source: why, .. }) = open(&reader) else { panic!("it is refused") };
+    assert!(why.to_string().contains("L1 table"), "{why}");
+}
+
 /// A disk that is full, or broken in another way.
 struct Broken {
     writes: io::ErrorKind,
