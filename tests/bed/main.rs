@@ -25,6 +25,7 @@ mod linux;
 mod neighbour;
 mod nested;
 mod numa;
+mod operator;
 mod pacer;
 mod passt;
 mod picture;
