@@ -13,6 +13,7 @@ mod display;
 mod firmware;
 mod flips;
 mod frames;
+mod full;
 mod functions;
 mod guest;
 mod held;
