@@ -28,6 +28,7 @@ mod nested;
 mod numa;
 mod operator;
 mod pacer;
+mod pages;
 mod passt;
 mod picture;
 mod port;
