@@ -81,8 +81,11 @@ fn behind_our_iommu(bed: &Bed, folder: &Path, host: &str, script: &str) -> Vec<S
         .replace("quiet", "quiet vfio_iommu_type1.allow_unsafe_interrupts=1")
         .replace("count = 2", "count = 1");
     let init = format!("{INIT}{script}poweroff -f\n");
-    let programs =
-        ["beamline-guest", "beamline-frames-probe"].map(|name| (name, bed.program(name)));
+    let programs = [
+        ("beamline-guest", bed.program("beamline-guest")),
+        ("beamline-frames-probe", bed.program("beamline-frames-probe")),
+        ("pace_loop", bed.program("examples/pace_loop")),
+    ];
     let files = [("host.toml", host), ("linux.toml", &*config)];
     share(bed, &folder.join("share"), &init, &programs, &files);
     let said = run(
@@ -215,8 +218,8 @@ fn stamps(said: &[String], frame: u64) -> Vec<u16> {
     .collect()
 }
 
-/// Rings, commands and answers are at addresses that only the IOMMU knows. Then the guest marks a frame, and asks
-/// for contracts.
+/// Rings, commands and answers are at addresses that only the IOMMU knows. Then the guest marks a frame, makes
+/// some turns of a loop that is paced, and asks for contracts.
 #[test]
 fn frames_are_drawn_behind_our_own_iommu() {
     let Some(bed) = Bed::ready("frames_are_drawn_behind_our_own_iommu") else { return };
@@ -225,6 +228,7 @@ fn frames_are_drawn_behind_our_own_iommu() {
     let script = format!(
         "/beamline-frames-probe {PACER} {VGPU} 120 scene=game frames=60\n\
          echo marked: $(/beamline-guest mark --frame {MARKED} --job 2 2>&1)\n\
+         echo looped: $(/pace_loop 2>&1 | tail -n 1)\n\
          for what in '--rate 45 --budget-ms 1' '--rate 45 --budget-ms 1.9'; do\n\
              echo asked: $(/beamline-guest contract $what 2>&1)\n\
          done\n\
@@ -239,6 +243,10 @@ fn frames_are_drawn_behind_our_own_iommu() {
     assert!(done["interrupts"].parse::<u64>().unwrap() > 0);
     assert_eq!(inner(&said, "marked: "), [format!("marked frame {MARKED} job 2")]);
     assert_eq!(stamps(&said, MARKED), [2], "the host's log has the mark: {said:#?}");
+    // The example's last line: a turn for each vblank, and those that it slept through made up for.
+    let looped = inner(&said, "looped: frame 60: world ");
+    let world = looped.first().and_then(|line| line.split(',').next()?.parse::<u32>().ok());
+    assert!(world > Some(60), "the example does not come to its end: {said:#?}");
     let answers = inner(&said, "asked: ");
     // The operator's contract is 2 ms of each thirtieth of a second: no larger part of the GPU is to be had.
     assert_eq!(answers, ["granted", "reduced: ceiling: 1.333 ms of GPU time per frame"]);
