@@ -98,7 +98,7 @@ fn a_disk_without_room_keeps_what_it_has_and_goes_on_with_more() {
         let lines = inner(&said, start);
         let own = format!("disk={disk} ");
         let line = lines.iter().find_map(|line| line.strip_prefix(&*own));
-        words(line.unwrap_or_else(|| panic!("nothing of {disk}: {said:#?}"))).to_owned()
+        words(line.unwrap_or_else(|| panic!("nothing of {disk}: {said:#?}")))
     };
     let hosts: Vec<_> = outer(&said, "host: ").into_iter().map(words).collect();
     for (number, name) in ["vda", "vdb"].into_iter().enumerate() {
