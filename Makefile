@@ -48,7 +48,7 @@ BED := $(or $(BEAMLINE_BED),$(CARGO_TARGET_DIR)/bed)
 # Programs for the testbed's guest, which has no libraries.
 bed: setup
 	@BEAMLINE_BED="$(BED)" scripts/bed/build.sh
-	@RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --quiet -p beamline-guest-linux --profile probe --target $(GUEST_TARGET)
+	@RUSTFLAGS="-C target-feature=+crt-static" $(CARGO) build --locked --quiet -p beamline-guest-linux --profile probe --target $(GUEST_TARGET) --bins --example pace_loop
 
 test-bed: bed
 	$(CARGO) build --locked -p beamline

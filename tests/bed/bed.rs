@@ -45,7 +45,8 @@ impl Bed {
             return Err(format!("there is no testbed in {}; `make bed` builds it", bed.display()));
         }
         let programs = target.join("x86_64-unknown-linux-gnu/probe");
-        if !programs.join("beamline-guest").is_file() {
+        // The last that was added to them.
+        if !programs.join("examples/pace_loop").is_file() {
             return Err("there are no guest programs; `make bed` builds them".into());
         }
         Ok(Self {

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 /// The guest's devices in slot order: type, keys, driver, whether an interrupt must have come.
-const DEVICES: [(&str, &str, &str, bool); 9] = [
+const DEVICES: [(&str, &str, &str, bool); 11] = [
     ("virtio-blk", "path = \"/tmp/from.img\"\nreadonly = true", "virtio_blk", true),
     ("virtio-blk", "path = \"/tmp/to.img\"\nformat = \"raw\"", "virtio_blk", true),
     ("virtio-blk", "path = \"/tmp/disk.qcow2\"\nformat = \"qcow2\"", "virtio_blk", true),
@@ -23,6 +23,8 @@ const DEVICES: [(&str, &str, &str, bool); 9] = [
     ("virtio-input", "evdev = \"KEYBOARD\"", "virtio_input", true),
     // It has nothing to say while nobody asks for memory.
     ("virtio-balloon", "", "virtio_balloon", false),
+    ("virtio-input", "kind = \"mouse\"", "virtio_input", true),
+    ("virtio-input", "kind = \"gamepad\"", "virtio_input", true),
 ];
 
 /// Loads what the devices ask for, as a distribution does, and says what was found.
@@ -35,6 +37,10 @@ for device in /sys/bus/virtio/devices/*; do
         "at=$(basename $pci) vendor=$(cat $pci/vendor) device=$(cat $pci/device) class=$(cut -c 1-4 $pci/class)"
 done
 "#;
+
+/// What happens on the input devices of the VMM's own, by its API.
+const MOUSE: &str = r#"[{"move": [5, -3]}, {"wheel": -1}, {"tap": "left"}]"#;
+const GAMEPAD: &str = r#"[{"axis": {"name": "x", "value": 0.5}}, {"tap": "south"}]"#;
 
 /// Bytes that go through the sockets, each way.
 const SOCKET_BYTES: usize = 300_000;
@@ -55,7 +61,7 @@ for event in /sys/class/input/event*; do
 done
 sed "s|KEYBOARD|$keyboard|" /share/devices.toml >/tmp/devices.toml
 /share/beamline-vsock-probe serve 7000 &
-beamline run /tmp/devices.toml &
+beamline run /tmp/devices.toml --api /tmp/api/socket &
 vmm=$!
 runs() {{ kill -0 $vmm 2>/dev/null || exit 1; sleep 0.2; }}
 until ip addr add 10.9.0.1/24 dev vr0 2>/dev/null; do runs; done
@@ -64,6 +70,11 @@ httpd -p 10.9.0.1:80 -h /tmp/web
 until wget -q -O /tmp/inner http://10.9.0.2/inner 2>/dev/null; do runs; done
 echo "outer: from=$(hash /tmp/from.img) web=$(hash /tmp/web/outer) fetched=$(hash /tmp/inner)"
 /share/beamline-vsock-probe call 7 7001 {SOCKET_BYTES}
+# Until somebody reads what the input devices say.
+read -r _
+acts() {{ /share/beamline guest --api /tmp/api/socket do "$@" </dev/null; }}
+acts mouse '{MOUSE}'
+acts gamepad '{GAMEPAD}'
 wait $vmm
 echo "ended: status=$?"
 echo "outer: to=$(hash /tmp/to.img)"
@@ -108,11 +119,16 @@ served=$!
 /beamline-vsock-probe call 2 7000 {SOCKET_BYTES}
 wait $served
 
-# From here on its events wait.
-exec 3</dev/input/event0
-/ld.so --library-path / /evtest /dev/input/event0 >/dev/console 2>&1 &
-# What it has seen, seen once more: two keys, each pressed and let go, each with a report's end.
+# From here on their events wait.
+exec 3</dev/input/event0 4</dev/input/event1 5</dev/input/event2
+for event in 0 1 2; do
+    /ld.so --library-path / /evtest /dev/input/event$event >/dev/console 2>&1 &
+done
+# What they have seen, seen once more, with each report's end: two keys, pressed and let go; a mouse that moves, its
+# wheel and its button; an axis and a button.
 dd of=/dev/null bs=24 count=8 <&3 2>/dev/null
+dd of=/dev/null bs=24 count=9 <&4 2>/dev/null
+dd of=/dev/null bs=24 count=6 <&5 2>/dev/null
 sleep 1
 killall ld.so
 
@@ -197,8 +213,11 @@ fn run(bed: &Bed) -> Run {
         &outer(),
         vec!["virtio-keyboard-pci,bus=pcie.0,addr=5".into()],
     );
-    guest.until(&format!("{INNER}Testing ... "));
+    for _ in 0..3 {
+        guest.until(&format!("{INNER}Testing ... "));
+    }
     press(&guest.qmp(), &["a", "b"]);
+    guest.say("go");
     Run { said: guest.finish(), of_image }
 }
 
@@ -243,10 +262,25 @@ fn a_stock_kernel_uses_the_vmms_own_devices() {
     // Keys, as evtest prints them.
     let keys: Vec<(bool, bool)> = inner(said, "Event: ")
         .iter()
-        .filter(|line| line.contains("(EV_KEY)"))
+        .filter(|line| line.contains("(KEY_"))
         .map(|line| (line.contains("(KEY_A)"), line.ends_with("value 1")))
         .collect();
     assert_eq!(keys, [(true, true), (true, false), (false, true), (false, false)], "{said:#?}");
+
+    for event in [
+        "(EV_REL), code 0 (REL_X), value 5",
+        "(EV_REL), code 1 (REL_Y), value -3",
+        "(EV_REL), code 8 (REL_WHEEL), value -1",
+        "(EV_KEY), code 272 (BTN_LEFT), value 1",
+        "(EV_KEY), code 272 (BTN_LEFT), value 0",
+        "(EV_ABS), code 0 (ABS_X), value 16384",
+        "(EV_KEY), code 304 (BTN_SOUTH), value 1",
+        "(EV_KEY), code 304 (BTN_SOUTH), value 0",
+    ] {
+        let events = inner(said, "Event: ");
+        let seen = events.iter().filter(|line| line.ends_with(event)).count();
+        assert_eq!(seen, 1, "{event}: {events:#?}");
+    }
 
     interrupts(said);
     assert!(said.iter().any(|line| line == "ended: status=0"), "{said:#?}");

@@ -5,7 +5,9 @@ use crate::bed::Bed;
 use crate::nested::{INIT, config, inner, run, share};
 use crate::witness::Witness;
 use crate::{turn, words};
+use beamline_latency::stamp::{Stamp, flag};
 use std::path::Path;
+use zerocopy::FromBytes;
 
 /// For how long vblanks are watched, and how often a run is repeated where the machine did not let the guest keep
 /// up.
@@ -60,8 +62,9 @@ fn host(hz: u32) -> String {
     )
 }
 
-/// What the inner guest says that does `script` behind an IOMMU.
-fn behind_our_iommu(bed: &Bed, folder: &Path, hz: u32, script: &str) -> Vec<String> {
+/// What the inner guest says that does `script` behind an IOMMU, on a slice of the host that `host` describes; then what
+/// guests have marked, where that host writes a log of stamps.
+fn behind_our_iommu(bed: &Bed, folder: &Path, host: &str, script: &str) -> Vec<String> {
     let device = |function: &str| {
         format!(
             "[[device]]\ntype = \"vfio-user\"\nsocket = \"/run/one-{function}.sock\"\n\
@@ -78,9 +81,12 @@ fn behind_our_iommu(bed: &Bed, folder: &Path, hz: u32, script: &str) -> Vec<Stri
         .replace("quiet", "quiet vfio_iommu_type1.allow_unsafe_interrupts=1")
         .replace("count = 2", "count = 1");
     let init = format!("{INIT}{script}poweroff -f\n");
-    let programs =
-        ["beamline-guest", "beamline-frames-probe"].map(|name| (name, bed.program(name)));
-    let files = [("host.toml", &*host(hz)), ("linux.toml", &*config)];
+    let programs = [
+        ("beamline-guest", bed.program("beamline-guest")),
+        ("beamline-frames-probe", bed.program("beamline-frames-probe")),
+        ("pace_loop", bed.program("examples/pace_loop")),
+    ];
+    let files = [("host.toml", host), ("linux.toml", &*config)];
     share(bed, &folder.join("share"), &init, &programs, &files);
     let said = run(
         bed,
@@ -90,7 +96,10 @@ fn behind_our_iommu(bed: &Bed, folder: &Path, hz: u32, script: &str) -> Vec<Stri
          BEAMLINE_LOG=beamline_vmm=info beamline run /share/linux.toml\n\
          echo ended: status=$?\n\
          killall beamline\n\
-         wait\n",
+         wait\n\
+         if [ -e /stamps ]; then\n\
+             hexdump -v -s 16 -e '48/1 \"%02x\" \"\\n\"' /stamps | grep '^....01' | sed 's/^/stamp: /'\n\
+         fi\n",
     );
     assert!(said.iter().any(|line| line == "ended: status=0"), "{said:#?}");
     said
@@ -116,7 +125,7 @@ fn every_vblank_is_seen_at(test: &str, hz: u32) {
          echo clock: $(/beamline-guest clock --json)\n"
     );
     let witness = Witness::start();
-    let said = behind_our_iommu(&bed, folder.path(), hz, &(bind() + &script));
+    let said = behind_our_iommu(&bed, folder.path(), &host(hz), &(bind() + &script));
     println!("  idle threads were held up for {:?} at most", witness.worst());
     let without = inner(&said, "without: ");
     assert!(
@@ -187,8 +196,30 @@ fn no_vblank_is_lost_behind_our_own_iommu_at_90_hz() {
     every_vblank_is_seen_at("no_vblank_is_lost_behind_our_own_iommu_at_90_hz", 90);
 }
 
-/// Rings, commands and answers are at addresses that only the IOMMU knows. Then the guest marks a frame, and asks
-/// for contracts.
+/// A frame that the program which draws frames does not come to.
+const MARKED: u64 = 700;
+
+/// The jobs of a frame for which the host's log has a guest's mark, with the guest's own time.
+fn stamps(said: &[String], frame: u64) -> Vec<u16> {
+    let stamp = |line: &String| {
+        let hex = line.strip_prefix("stamp: ")?;
+        let byte = |at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..hex.len()).step_by(2).map(byte).collect();
+        Some(Stamp::read_from_bytes(&bytes).unwrap())
+    };
+    let all: Vec<Stamp> = said.iter().filter_map(stamp).collect();
+    // The one that drew has marked its own.
+    assert!(all.iter().any(|stamp| stamp.frame.0 < frame), "{said:#?}");
+    let own = all.iter().filter(|stamp| stamp.frame.0 == frame);
+    own.map(|stamp| {
+        assert!(stamp.flags & flag::RAW_TSC != 0 && stamp.time > 0, "{stamp:?}");
+        stamp.job.0
+    })
+    .collect()
+}
+
+/// Rings, commands and answers are at addresses that only the IOMMU knows. Then the guest marks a frame, makes
+/// some turns of a loop that is paced, and asks for contracts.
 #[test]
 fn frames_are_drawn_behind_our_own_iommu() {
     let Some(bed) = Bed::ready("frames_are_drawn_behind_our_own_iommu") else { return };
@@ -196,19 +227,26 @@ fn frames_are_drawn_behind_our_own_iommu() {
     let folder = tempfile::tempdir().unwrap();
     let script = format!(
         "/beamline-frames-probe {PACER} {VGPU} 120 scene=game frames=60\n\
-         echo marked: $(/beamline-guest mark --frame 7 --job 2 2>&1)\n\
+         echo marked: $(/beamline-guest mark --frame {MARKED} --job 2 2>&1)\n\
+         echo looped: $(/pace_loop 2>&1 | tail -n 1)\n\
          for what in '--rate 45 --budget-ms 1' '--rate 45 --budget-ms 1.9'; do\n\
              echo asked: $(/beamline-guest contract $what 2>&1)\n\
          done\n\
          echo paced: $(/beamline-guest pace --count 1 | sed -n '/^contract/p')\n"
     );
-    let said = behind_our_iommu(&bed, folder.path(), 30, &(bind() + &script));
+    let host = host(30) + "[output]\nstamps = \"/stamps\"\n";
+    let said = behind_our_iommu(&bed, folder.path(), &host, &(bind() + &script));
     assert_eq!(inner(&said, "behind: "), [PACER, VGPU], "the table names no other");
     let done = inner(&said, "frames: slice=");
     let done = words(done.first().unwrap_or_else(|| panic!("no frames: {said:#?}")));
     assert_eq!((done["submitted"], done["completed"], done["failed"]), ("60", "60", "0"));
     assert!(done["interrupts"].parse::<u64>().unwrap() > 0);
-    assert_eq!(inner(&said, "marked: "), ["marked frame 7 job 2"]);
+    assert_eq!(inner(&said, "marked: "), [format!("marked frame {MARKED} job 2")]);
+    assert_eq!(stamps(&said, MARKED), [2], "the host's log has the mark: {said:#?}");
+    // The example's last line: a turn for each vblank, and those that it slept through made up for.
+    let looped = inner(&said, "looped: frame 60: world ");
+    let world = looped.first().and_then(|line| line.split(',').next()?.parse::<u32>().ok());
+    assert!(world > Some(60), "the example does not come to its end: {said:#?}");
     let answers = inner(&said, "asked: ");
     // The operator's contract is 2 ms of each thirtieth of a second: no larger part of the GPU is to be had.
     assert_eq!(answers, ["granted", "reduced: ceiling: 1.333 ms of GPU time per frame"]);
@@ -231,7 +269,7 @@ fn the_stock_driver_works_behind_our_own_iommu() {
          grep virtio.*-control /proc/interrupts | sed 's/^/control: /'\n",
         groups()
     );
-    let said = behind_our_iommu(&bed, folder.path(), 60, &script);
+    let said = behind_our_iommu(&bed, folder.path(), &host(60), &script);
     assert_eq!(inner(&said, "behind: "), [VGPU], "what no driver is bound to is in no group");
     assert!(inner(&said, "translated: ")[0].starts_with("DMA"), "{said:#?}");
     assert_eq!(inner(&said, "driver: "), ["virtio_gpu"]);

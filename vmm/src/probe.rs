@@ -66,6 +66,14 @@ pub fn kvm() -> KvmKind {
     }
 }
 
+/// Whether `/dev/kvm` opens, and is of the version that guests need. Makes nothing.
+///
+/// # Errors
+/// What it is instead, and how to mend that.
+pub fn opens() -> Result<(), KvmKind> {
+    open().map(drop)
+}
+
 /// Opens `/dev/kvm` and checks its version.
 pub(crate) fn open() -> Result<Kvm, KvmKind> {
     let kvm = Kvm::new().map_err(refused)?;

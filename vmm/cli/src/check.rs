@@ -123,11 +123,13 @@ enum What {
     },
 }
 
-/// What keeps the guest of `config` from running whatever the machine does: the first of it.
+/// What keeps the guest of `config` from running: the first of what is found out without making anything. Folders and
+/// files are made next, and a guest that cannot run leaves none.
 pub(crate) fn before(config: &Config, path: &Path) -> anyhow::Result<()> {
     let found =
         boot_of(&config.guest.boot).and_then(|_| memory_of(config)).and_then(|()| turn_of(config));
-    found.map_err(|f| refused(format!("{}: {}: {}", path.display(), f.place, f.what)))
+    found.map_err(|f| refused(format!("{}: {}: {}", path.display(), f.place, f.what)))?;
+    probe::opens().map_err(|kvm| refused(format!("{}: {kvm}", path.display())))
 }
 
 /// Says what `config` makes and what is wrong with it. Starts nothing.

@@ -188,3 +188,7 @@ fn make_file(path: &Path) {
     // One that is there stays as it is.
     let _ = std::fs::OpenOptions::new().write(true).create_new(true).open(path);
 }
+
+#[cfg(test)]
+#[path = "confine_tests.rs"]
+mod tests;

@@ -82,6 +82,13 @@ pub(super) enum Act {
         #[arg(long, value_name = "BUTTON")]
         click: Option<String>,
     },
+    /// Use an input device, such as mouse '[{"move": [10, 0]}, {"tap": "left"}]'
+    Do {
+        /// keyboard, mouse, tablet or gamepad
+        device: String,
+        /// What happens, one after the other: a JSON list, as the API's `do` (docs/guest.md)
+        acts: String,
+    },
     /// Save what the guest's slice shows as PNG; the picture comes from the host
     Screenshot {
         /// The file [default: NAME.png]
@@ -130,6 +137,10 @@ impl Act {
                 acts.extend(click.map(ActJson::Tap));
                 said(&input(client, InputKind::Tablet, acts)?, json, "done")
             }
+            Self::Do { device, acts } => {
+                let InputJson { device, acts } = listed(&device, &acts)?;
+                said(&input(client, device, acts)?, json, "done")
+            }
             Self::Screenshot { out } => screenshot(client, out, json),
         }
     }
@@ -177,6 +188,18 @@ fn said(done: &Value, json: bool, text: &str) -> anyhow::Result<()> {
 
 fn body(value: &impl Serialize) -> anyhow::Result<Value> {
     Ok(serde_json::to_value(value)?)
+}
+
+/// A device and what is to happen on it, as a person wrote them.
+fn listed(device: &str, acts: &str) -> anyhow::Result<InputJson> {
+    let read = serde_json::from_str::<Value>(acts)
+        .and_then(|list| serde_json::from_value(json!({ "device": device, "do": list })));
+    read.map_err(|error| {
+        refused(format!(
+            "{device} {acts}: {error}; give keyboard, mouse, tablet or gamepad, and a list such as \
+             '[{{\"tap\": \"left\"}}]'; docs/guest.md has all acts"
+        ))
+    })
 }
 
 /// Sends acts; a guest that has not read what came before is asked again for a while.
@@ -290,6 +313,17 @@ fn screenshot(client: &Client, out: Option<PathBuf>, json: bool) -> anyhow::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn acts_are_read_or_it_is_said_what_is_right() {
+        let asked = listed("gamepad", r#"[{"axis": {"name": "x", "value": -1}}]"#).unwrap();
+        assert_eq!((asked.device, asked.acts.len()), (InputKind::Gamepad, 1));
+        for (device, acts) in [("joystick", "[]"), ("mouse", "left"), ("mouse", r#"[{"fly": 1}]"#)]
+        {
+            let text = listed(device, acts).unwrap_err().to_string();
+            assert!(text.contains(r#"'[{"tap": "left"}]'"#), "{text}");
+        }
+    }
 
     #[test]
     fn sizes_are_read() {

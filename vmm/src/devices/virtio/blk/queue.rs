@@ -61,6 +61,16 @@ impl From<io::Error> for No {
     }
 }
 
+/// What the operator can do about it.
+fn mend(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            " (make room where its image is; what the guest writes after that is kept)"
+        }
+        _ => "",
+    }
+}
+
 /// Serves the queue.
 pub(super) struct Requests {
     queue: VirtQueue,
@@ -129,9 +139,10 @@ impl Server {
                 self.counters.failed.fetch_add(1, Ordering::Relaxed);
                 if !self.counters.said.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
-                        "{}: the host's disk failed a request: {e}; the guest sees an I/O error, and \
+                        "{}: the host's disk failed a request: {e}{}; the guest sees an I/O error, and \
                          further ones are only counted",
-                        self.label
+                        self.label,
+                        mend(&e)
                     );
                 }
                 (IOERR, 0)
