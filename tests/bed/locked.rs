@@ -8,9 +8,9 @@ use std::process::Command;
 /// What `beamline run --check` says of a guest with the disk.
 fn check(bed: &Bed, folder: &Path, words: &str) -> String {
     let config = format!(
-        "[guest]\nname = \"one\"\nimage = {:?}\n[memory]\nsize = \"64M\"\n\
+        "[guest]\nname = \"one\"\nimage = \"{}\"\n[memory]\nsize = \"64M\"\n\
          [[device]]\ntype = \"virtio-blk\"\npath = \"disk.img\"\nformat = \"raw\"\n{words}",
-        bed.kernel.canonicalize().unwrap()
+        bed.kernel.canonicalize().unwrap().display()
     );
     std::fs::write(folder.join("one.toml"), config).unwrap();
     let mut command = Command::new(&bed.beamline);
@@ -24,7 +24,7 @@ fn a_disk_that_qemu_has_is_refused() {
     let Some(bed) = Bed::ready("a_disk_that_qemu_has_is_refused") else { return };
     let folder = tempfile::tempdir().unwrap();
     let disk = folder.path().join("disk.img");
-    std::fs::write(&disk, [0; 1 << 20]).unwrap();
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
     let in_use = |words| check(&bed, folder.path(), words).contains("disk.img: is in use");
     for (qemu, beamline, expected) in [
         ("off", "", true),
