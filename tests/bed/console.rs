@@ -14,15 +14,16 @@ const HOST: &str = "run_dir = \"/run\"\n[gpu]\nbackend = \"model\"\n\
 const DEVICE: &str =
     "[[device]]\ntype = \"vfio-user\"\nsocket = \"/run/one-gpu.sock\"\ntimeout_ms = 60000\n";
 
-/// Runs host and guest; a picture of the slice for every line `look`. Any other line ends the guest, as Ctrl-C does.
+/// Runs host and guest; a picture by the guest's API and its host for every line `look`. Any other line ends the guest, as Ctrl-C does.
 const SHOW: &str = r#"
 mkdir -p /run
 beamline host /share/host.toml &
 host=$!
-/share/beamline run /share/linux.toml </dev/null &
+/share/beamline run --api /tmp/guest/api.sock /share/linux.toml </dev/null &
 vmm=$!
 while read -r word && [ "$word" = look ]; do
-    beamline slice --host /run scanout one --out /tmp/now.png >/dev/null 2>&1
+    rm -f /tmp/now.png
+    beamline guest screenshot --api /tmp/guest/api.sock --out /tmp/now.png >/dev/null
     echo "png: $(hexdump -v -e '1/1 "%02x"' /tmp/now.png)"
 done
 kill -INT $vmm
@@ -30,7 +31,7 @@ wait $vmm
 echo "ended: status=$?"
 killall beamline
 wait $host
-echo "left: $(ls /run | tr '\n' ' ')"
+echo "left: $(ls /run /tmp/guest/ | grep -v : | tr '\n' ' ')"
 "#;
 
 pub(crate) fn bytes(hex: &str) -> Vec<u8> {
