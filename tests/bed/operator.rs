@@ -28,7 +28,7 @@ heard() {
 }
 "#;
 
-/// What each thread of a process has given up. `root` is what a process of the shell's has.
+/// What each thread of a process has given up, and which processes are its children.
 const STATUS: &str = r#"
 children() { awk -v of=$1 '/^Pid:/ { pid = $2 } /^PPid:/ && $2 == of { print pid }' /proc/[0-9]*/status 2>/dev/null; }
 status() {
@@ -103,7 +103,15 @@ for sandbox in "" --no-sandbox; do
     heard $vmm '"started"' /tmp/vmm
     status vmm$sandbox $vmm
     status host$sandbox $host
-    for child in $(children $vmm); do status connector$sandbox $child; done
+    for child in $(children $vmm); do
+        # Nobody waits for it to be confined.
+        try=0
+        until [ -n "$sandbox" ] || grep -q '^Seccomp:.2' /proc/$child/status || [ $try -ge 50 ]; do
+            sleep 0.2
+            try=$((try + 1))
+        done
+        status connector$sandbox $child
+    done
     [ -n "$sandbox" ] || kill -INT $vmm
     wait $vmm
     echo "ended: of=vmm$sandbox status=$?"

@@ -19,6 +19,7 @@ Examples:
   beamline guest pause --api game/api.sock                        until `resume`
   beamline guest type --api game/api.sock --enter 'systemctl poweroff'
   beamline guest key --api game/api.sock ctrl+alt+delete
+  beamline guest do --api game/api.sock gamepad '[{\"tap\": \"south\"}]'
   beamline guest screenshot --api game/api.sock --out now.png
   beamline guest balloon --api game/api.sock 1G                   ask for 1 GiB of its memory
   beamline guest writes --api game/api.sock                       how much of its memory it writes in a second
