@@ -359,6 +359,14 @@ fn a_qcow2_image_with_a_damaged_refcount_table_is_not_written() {
     }
     let reader = Source { readonly: true, ..source };
     open(&reader).unwrap();
+    // More disk than its table stands for, which would grow as the guest uses it.
+    let mut size = [0; 8];
+    file.read_exact_at(&mut size, 24).unwrap();
+    file.write_all_at(&(1u64 << 50).to_be_bytes(), 24).unwrap();
+    let Err(ImageError::Qcow2 { source: why, .. }) = open(&reader) else { panic!("it is refused") };
+    assert!(why.to_string().contains("too small for its disk"), "{why}");
+    file.write_all_at(&size, 24).unwrap();
+    open(&reader).unwrap();
     // As many entries as the crate takes, in a file of some hundred KiB.
     file.write_all_at(&(4u32 << 20).to_be_bytes(), 36).unwrap();
     let Err(ImageError::Qcow2 { source: why, .. }) = open(&reader) else { panic!("it is refused") };
