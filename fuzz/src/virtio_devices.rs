@@ -1,6 +1,8 @@
 //! The VMM's own virtio functions: configuration space, registers, MSI-X, and their queues, those of a disk above all.
 //! Kicks are served within the write, so that an input does the same each time.
 
+mod disk;
+mod endpoints;
 mod links;
 
 use crate::fds::Open;
@@ -9,17 +11,16 @@ use beamline_abi::pci::{command, config};
 use beamline_abi::virtio_pci::{common, ring, status};
 use beamline_vmm::Gpa;
 use beamline_vmm::devices::virtio::balloon::Balloon;
-use beamline_vmm::devices::virtio::blk::{Blk, Disk};
+use beamline_vmm::devices::virtio::blk::Blk;
 use beamline_vmm::devices::virtio::input::{Event, Input as InputDevice, InputSender, kind};
-use beamline_vmm::devices::virtio::iommu::{Iommu, Mapping, View, ViewError};
 use beamline_vmm::devices::virtio::rng::Rng;
 use beamline_vmm::devices::virtio::{DeviceModel, Transport};
 use beamline_vmm::interrupt::{Gsi, MsiMessage};
 use beamline_vmm::pci::{PciFunction, Wiring};
 use beamline_vmm::platform::{Doorbell, PlatformError, Slot};
+use disk::Memory;
 use links::Link;
-use std::collections::{BTreeMap, HashMap};
-use std::io;
+use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestMemoryMmap, MmapRegion};
@@ -44,103 +45,9 @@ const CONSOLE: u32 = 0x1043;
 const IOMMU: u32 = 0x1057;
 /// VIRTIO_NET_F_MRG_RXBUF: a frame may be spread.
 const MERGE: u32 = 1 << 15;
-/// Most mappings that an endpoint takes.
-const MAPPINGS: usize = 3;
-/// Bytes of the disk.
-const DISK: usize = 16 << 10;
 const NOTIFY: u64 = 0x2000;
 const BAR_SIZE: u64 = 0x4000;
 const DEVICE_CONFIG: u64 = 0x1000;
-
-/// What an endpoint sees, which knows what it may be told.
-struct Seen {
-    all: bool,
-    maps: BTreeMap<u64, Mapping>,
-}
-
-impl View for Seen {
-    fn show_all(&mut self) -> Result<(), ViewError> {
-        assert!(!self.all && self.maps.is_empty(), "nothing is shown");
-        self.all = true;
-        Ok(())
-    }
-
-    fn show(&mut self, m: &Mapping) -> Result<(), ViewError> {
-        assert!(!self.all && m.at <= m.last, "it has its place");
-        assert!(m.at.is_multiple_of(4096) && m.to.0.is_multiple_of(4096) && m.last % 4096 == 4095);
-        assert!(m.to.0.checked_add(m.last - m.at).is_some(), "no address overflows");
-        let before = self.maps.range(..=m.last).next_back();
-        assert!(before.is_none_or(|(_, other)| other.last < m.at), "none overlaps another");
-        if self.maps.len() == MAPPINGS {
-            return Err(ViewError::Full);
-        }
-        self.maps.insert(m.at, *m);
-        Ok(())
-    }
-
-    fn hide(&mut self, mapping: &Mapping) -> Result<(), ViewError> {
-        assert_eq!(self.maps.remove(&mapping.at).as_ref(), Some(mapping), "it was shown");
-        Ok(())
-    }
-
-    fn hide_all(&mut self) -> Result<(), ViewError> {
-        self.all = false;
-        self.maps.clear();
-        Ok(())
-    }
-}
-
-/// An IOMMU in front of two endpoints.
-fn iommu() -> Iommu {
-    let seen = || Box::new(Seen { all: true, maps: BTreeMap::new() }) as Box<dyn View>;
-    Iommu::new(vec![(8, seen()), (16, seen())])
-}
-
-/// A disk that knows what it may be asked for.
-struct Memory {
-    bytes: Vec<u8>,
-    readonly: bool,
-}
-
-impl Memory {
-    fn range(&mut self, at: u64, len: u64) -> &mut [u8] {
-        assert!(at.is_multiple_of(512) && len.is_multiple_of(512), "whole sectors");
-        let end = at.checked_add(len).expect("no address overflows");
-        assert!(end <= DISK as u64, "within the disk");
-        &mut self.bytes[at as usize..end as usize]
-    }
-}
-
-impl Disk for Memory {
-    fn size(&self) -> u64 {
-        DISK as u64
-    }
-    fn readonly(&self) -> bool {
-        self.readonly
-    }
-    fn read(&mut self, at: u64, to: &mut [u8]) -> io::Result<()> {
-        to.copy_from_slice(self.range(at, to.len() as u64));
-        Ok(())
-    }
-    fn write(&mut self, at: u64, from: &[u8]) -> io::Result<()> {
-        assert!(!self.readonly);
-        self.range(at, from.len() as u64).copy_from_slice(from);
-        Ok(())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-    fn zero(&mut self, at: u64, len: u64, _: bool) -> io::Result<()> {
-        assert!(!self.readonly);
-        self.range(at, len).fill(0);
-        Ok(())
-    }
-    fn discard(&mut self, at: u64, len: u64) -> io::Result<()> {
-        assert!(!self.readonly);
-        self.range(at, len);
-        Ok(())
-    }
-}
 
 /// Stands for KVM, and counts what is attached.
 #[derive(Default)]
@@ -235,7 +142,7 @@ impl Guest {
         let memory = Arc::new(GuestMemoryMmap::from_ranges(&ranges).expect("RAM can be mapped"));
         let (mut sender, mut link, mut features) = (None, None, 0);
         let device: Box<dyn DeviceModel> = match which {
-            0xc0.. => Box::new(iommu()),
+            0xc0.. => Box::new(endpoints::iommu()),
             0x80.. if which % 4 == 3 => {
                 let (device, other) = links::console();
                 link = Some(other);
@@ -255,10 +162,7 @@ impl Guest {
                     sender = Some(device.sender());
                     Box::new(device)
                 }
-                disk => {
-                    let disk = Memory { bytes: vec![0x11; DISK], readonly: disk == 4 };
-                    Box::new(Blk::new("fuzz", Box::new(disk), "serial"))
-                }
+                disk => Box::new(Blk::new("fuzz", Box::new(Memory::new(disk == 4)), "serial")),
             },
         };
         let function = Transport::new("fuzz".to_owned(), device, Arc::clone(&memory));
