@@ -3,6 +3,7 @@
 use super::image::{CLUSTERS, FILL, Shape};
 use crate::fds::sized_memfd;
 use crate::input::Input;
+use crate::limit::Raised;
 use beamline_vmm::devices::virtio::blk::{self, Disk, Format, Source};
 use rustix::fs::SealFlags;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -13,6 +14,8 @@ const MOST: u64 = 32 << 10;
 const STEPS: usize = 40;
 /// Most bytes of an image that are changed.
 const MOST_EDITS: usize = 24;
+/// The crate's own bound of a table: a damaged entry of a mapping can have the refcount table grow to it.
+const TABLE: usize = 32 << 20;
 /// Most bytes that a file has behind what is built, all of them a hole.
 const MOST_BEHIND: u64 = 1 << 20;
 /// Disks that are looked at byte by byte.
@@ -20,6 +23,7 @@ const SMALL: u64 = 1 << 20;
 
 /// Runs one life of a disk.
 pub(super) fn run(input: &mut Input<'_>) {
+    let _raised = Raised::to(TABLE);
     let cluster_bits = [9, 9, 12, 16][input.below(4)];
     let size = match input.u8() {
         0xf0.. => input.u64(),
