@@ -32,6 +32,7 @@ pub mod pci;
 pub mod platform;
 pub mod probe;
 pub mod sandbox;
+pub mod text;
 mod topology;
 pub mod turn;
 pub mod vcpu;

@@ -17,6 +17,7 @@ use beamline_vmm::config::{Api, OnReset};
 use beamline_vmm::devices::tpm::TpmError;
 use beamline_vmm::memory::{Filled, MemoryError};
 use beamline_vmm::sandbox::tell_stdout;
+use beamline_vmm::text::forget_start;
 use beamline_vmm::{Config, Console, ExitReason, Vm, VmError, VmHandle};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::ffi::OsString;
@@ -167,6 +168,8 @@ fn life(config: &Config, options: &Run, events: Events) -> anyhow::Result<Ended>
     }
     let name = &config.guest.name;
     interrupts.announce(name, vm.interrupt_sources());
+    // Before the guest runs: it is not held up then.
+    forget_start();
     let handle = vm.start().map_err(failed)?;
     events.say(&GuestEvent::Started {
         guest: config.guest.name.clone(),
