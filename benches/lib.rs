@@ -7,8 +7,26 @@ pub mod image;
 pub mod report;
 pub mod stats;
 
+use std::process::ExitCode;
+
+/// Runs the benchmark `name` where `cargo bench` asks for it.
+pub fn run(name: &str, bench: impl FnOnce() -> anyhow::Result<()>) -> ExitCode {
+    if asked_for() { exit(name, bench()) } else { ExitCode::SUCCESS }
+}
+
+/// The exit code of `name`, whose error is told.
+pub fn exit(name: &str, done: anyhow::Result<()>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{name}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 /// Whether this program was started by `cargo bench`. `cargo test --all-targets` starts benchmarks as well,
 /// to see whether they build.
-pub fn asked_for() -> bool {
+fn asked_for() -> bool {
     std::env::args().any(|argument| argument == "--bench")
 }

@@ -3,7 +3,7 @@
 use crate::bed::Bed;
 use crate::guest::{Guest, Hardware, Iommu, Machine};
 use crate::nested::{INNER, OUTER, hardware, put, share};
-use crate::words;
+use crate::process::words;
 use anyhow::{Context, ensure};
 use std::collections::BTreeSet;
 use std::io::Read;

@@ -118,16 +118,7 @@ impl Row {
 }
 
 fn main() -> ExitCode {
-    if !beamline_benches::asked_for() {
-        return ExitCode::SUCCESS;
-    }
-    match bench() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bed: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    beamline_benches::run("bed", bench)
 }
 
 /// `libcounter.so`, which Cargo puts beside the benchmarks.
@@ -173,9 +164,4 @@ fn bench() -> anyhow::Result<()> {
 fn run(bed: &bed::Bed, counter: &Path, job: Job) -> anyhow::Result<Said> {
     let folder = tempfile::tempdir().context("a folder")?;
     job::run(bed, folder.path(), counter, job)
-}
-
-/// The `name=value` words of a line.
-fn words(line: &str) -> std::collections::HashMap<&str, &str> {
-    line.split_whitespace().filter_map(|word| word.split_once('=')).collect()
 }

@@ -17,16 +17,7 @@ const SPEED_TENANTS: usize = 64;
 const SPEED_LIMIT_S: f64 = 10.0;
 
 fn main() -> ExitCode {
-    if !beamline_benches::asked_for() {
-        return ExitCode::SUCCESS;
-    }
-    match bench() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("contract: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    beamline_benches::run("contract", bench)
 }
 
 fn bench() -> anyhow::Result<()> {

@@ -18,16 +18,7 @@ use std::process::ExitCode;
 type Part = fn() -> anyhow::Result<(Vec<Row>, Vec<Gate>)>;
 
 fn main() -> ExitCode {
-    if !beamline_benches::asked_for() {
-        return ExitCode::SUCCESS;
-    }
-    match bench() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("device: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    beamline_benches::run("device", bench)
 }
 
 fn bench() -> anyhow::Result<()> {

@@ -35,21 +35,16 @@ const LIMIT: f64 = 1.3;
 const WAY_LIMIT: f64 = 1.15;
 
 fn main() -> ExitCode {
-    if !beamline_benches::asked_for() {
-        return ExitCode::SUCCESS;
-    }
+    beamline_benches::run("interrupts", bench)
+}
+
+fn bench() -> anyhow::Result<()> {
     let kvm = beamline_vmm::probe::kvm();
     if !kvm.usable() {
         println!("skip: interrupts: {kvm}");
-        return ExitCode::SUCCESS;
+        return Ok(());
     }
-    match measure().and_then(|measured| report(&kvm.to_string(), measured)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("interrupts: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    report(&kvm.to_string(), measure()?)
 }
 
 /// Durations of one side, ns.

@@ -7,6 +7,7 @@ mod load;
 
 use beamline_benches::report::{Gate, LABEL, Row, table, write_json};
 use beamline_benches::stats::Summary;
+use beamline_benches::{exit, run};
 use beamline_sched::{Decision, PolicyKind};
 use load::Load;
 use std::collections::{BTreeMap, HashMap};
@@ -28,17 +29,9 @@ const GROWTH: f64 = 4.0;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let done = match arguments.split_first() {
-        Some((first, rest)) if first == callgrind::COUNT => callgrind::run(rest),
-        _ if !beamline_benches::asked_for() => return ExitCode::SUCCESS,
-        _ => bench(),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("scheduler: {error:#}");
-            ExitCode::FAILURE
-        }
+    match arguments.split_first() {
+        Some((first, rest)) if first == callgrind::COUNT => exit("scheduler", callgrind::run(rest)),
+        _ => run("scheduler", bench),
     }
 }
 

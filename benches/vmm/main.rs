@@ -14,17 +14,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    if !beamline_benches::asked_for() {
-        return ExitCode::SUCCESS;
-    }
-    let done = direct::is_role().unwrap_or_else(bench);
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("vmm: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    beamline_benches::run("vmm", || direct::is_role().unwrap_or_else(bench))
 }
 
 /// A file that `make bench-vmm` names; prints that `part` is skipped where it is not there.

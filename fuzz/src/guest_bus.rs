@@ -2,8 +2,8 @@
 //! plugged in and taken out behind them, and the firmware configuration device.
 
 use crate::fds::Open;
+use crate::function::Counting;
 use crate::input::Input;
-use crate::virtio_devices::Counting;
 use beamline_vmm::Gpa;
 use beamline_vmm::devices::fw_cfg::{self, FwCfg};
 use beamline_vmm::devices::virtio::Transport;

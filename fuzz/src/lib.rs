@@ -8,6 +8,7 @@ mod boot_images;
 mod config_files;
 mod control_api;
 mod fds;
+mod function;
 mod gpu_commands;
 mod guest;
 mod guest_bus;

@@ -6,8 +6,9 @@ mod endpoints;
 mod links;
 
 use crate::fds::Open;
+use crate::function::{DEVICE_CONFIG, Function};
 use crate::input::Input;
-use beamline_abi::pci::{command, config};
+use beamline_abi::pci::config;
 use beamline_abi::virtio_pci::{common, ring, status};
 use beamline_vmm::Gpa;
 use beamline_vmm::devices::virtio::balloon::Balloon;
@@ -15,15 +16,10 @@ use beamline_vmm::devices::virtio::blk::Blk;
 use beamline_vmm::devices::virtio::input::{Event, Input as InputDevice, InputSender, kind};
 use beamline_vmm::devices::virtio::rng::Rng;
 use beamline_vmm::devices::virtio::{DeviceModel, Transport};
-use beamline_vmm::interrupt::{Gsi, MsiMessage};
-use beamline_vmm::pci::{PciFunction, Wiring};
-use beamline_vmm::platform::{Doorbell, PlatformError, Slot};
 use disk::Memory;
 use links::Link;
-use std::collections::HashMap;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use vm_memory::{Bytes, GuestMemoryMmap, MmapRegion};
+use vm_memory::{Bytes, GuestMemoryMmap};
 
 /// Two regions of RAM with a hole between.
 const RAM: u64 = 64 << 10;
@@ -45,69 +41,11 @@ const CONSOLE: u32 = 0x1043;
 const IOMMU: u32 = 0x1057;
 /// VIRTIO_NET_F_MRG_RXBUF: a frame may be spread.
 const MERGE: u32 = 1 << 15;
-const NOTIFY: u64 = 0x2000;
 const BAR_SIZE: u64 = 0x4000;
-const DEVICE_CONFIG: u64 = 0x1000;
-
-/// Stands for KVM, and counts what is attached.
-#[derive(Default)]
-pub(crate) struct Counting {
-    irqfds: HashMap<u32, usize>,
-    bells: Vec<Doorbell>,
-    gsis: u32,
-}
-
-impl Counting {
-    /// How many irqfds and doorbells are attached.
-    pub(crate) fn attached(&self) -> usize {
-        self.irqfds.len() + self.bells.len()
-    }
-}
-
-impl Wiring for Counting {
-    fn add_memory(&mut self, _: Gpa, _: Arc<MmapRegion>, _: bool) -> Result<Slot, PlatformError> {
-        Err(PlatformError::Slots)
-    }
-    fn remove_memory(&mut self, _: Slot) -> Result<(), PlatformError> {
-        Ok(())
-    }
-    fn attach_irqfd(&mut self, _: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
-        let count = self.irqfds.entry(gsi.number()).or_default();
-        *count += 1;
-        assert_eq!(*count, 1, "an irqfd is attached once");
-        Ok(())
-    }
-    fn detach_irqfd(&mut self, _: BorrowedFd<'_>, gsi: Gsi) -> Result<(), PlatformError> {
-        assert_eq!(self.irqfds.remove(&gsi.number()), Some(1), "it was attached");
-        Ok(())
-    }
-    fn attach_doorbell(&mut self, _: BorrowedFd<'_>, bell: Doorbell) -> Result<(), PlatformError> {
-        assert!(!self.bells.contains(&bell), "KVM listens once");
-        self.bells.push(bell);
-        Ok(())
-    }
-    fn detach_doorbell(&mut self, _: BorrowedFd<'_>, bell: Doorbell) -> Result<(), PlatformError> {
-        let before = self.bells.len();
-        self.bells.retain(|b| *b != bell);
-        assert_eq!(self.bells.len() + 1, before, "it was attached");
-        Ok(())
-    }
-    fn take_gsi(&mut self) -> Result<Gsi, PlatformError> {
-        self.gsis += 1;
-        Ok(Gsi::pin(self.gsis))
-    }
-    fn give_gsi(&mut self, gsi: Gsi) {
-        assert!(!self.irqfds.contains_key(&gsi.number()), "its irqfd is detached");
-    }
-    fn route(&mut self, _: Gsi, _: MsiMessage) -> Result<(), PlatformError> {
-        Ok(())
-    }
-}
 
 /// The function, and a driver's idea of its queue.
 struct Guest {
-    function: Transport,
-    wiring: Counting,
+    function: Function,
     memory: Arc<GuestMemoryMmap>,
     sender: Option<InputSender>,
     link: Option<Link>,
@@ -167,76 +105,28 @@ impl Guest {
         };
         let function = Transport::new("fuzz".to_owned(), device, Arc::clone(&memory));
         let function = function.expect("eventfds can be made").inline();
-        let wiring = Counting::default();
-        let mut this = Self {
-            function,
-            wiring,
-            memory,
-            sender,
-            link,
-            features,
-            id: 0,
-            available: 0,
-            mapped: false,
-        };
-        this.id = this.config(config::VENDOR_ID);
+        let function = Function::new(function);
+        let mut this =
+            Self { function, memory, sender, link, features, id: 0, available: 0, mapped: false };
+        this.id = this.function.config(config::VENDOR_ID);
         this
-    }
-
-    fn config(&mut self, offset: u16) -> u32 {
-        let mut word = [0; 4];
-        self.function.config_read(offset, &mut word);
-        u32::from_le_bytes(word)
-    }
-
-    fn set_config(&mut self, offset: u16, data: &[u8]) {
-        let _ = self.function.config_write(&mut self.wiring, offset, data);
-    }
-
-    fn read(&mut self, offset: u64, len: usize) -> u64 {
-        let mut bytes = [0; 8];
-        self.function.bar_read(0, offset, &mut bytes[..len]);
-        u64::from_le_bytes(bytes)
-    }
-
-    fn write(&mut self, offset: u64, len: usize, value: u64) {
-        self.function.bar_write(&mut self.wiring, 0, offset, &value.to_le_bytes()[..len]);
     }
 
     /// Brings the first queue up, as a driver does. The others are where the input put them.
     fn start(&mut self) {
-        let master = command::MEMORY | command::BUS_MASTER;
-        self.set_config(config::COMMAND, &master.to_le_bytes());
-        self.write(common::DEVICE_STATUS.into(), 1, 0);
-        assert_eq!(self.read(common::DEVICE_STATUS.into(), 1), 0, "a reset resets");
-        self.write(common::DEVICE_STATUS.into(), 1, 3);
-        for (half, features) in [self.features, 1].into_iter().enumerate() {
-            self.write(common::DRIVER_FEATURE_SELECT.into(), 4, half as u64);
-            self.write(common::DRIVER_FEATURE.into(), 4, features.into());
-        }
-        let ok = status::ACKNOWLEDGE | status::DRIVER | status::FEATURES_OK;
-        self.write(common::DEVICE_STATUS.into(), 1, ok.into());
-        assert_eq!(
-            self.read(common::DEVICE_STATUS.into(), 1),
-            u64::from(ok),
-            "features are agreed on"
-        );
+        self.function.enable();
+        let now = self.function.agree(u64::from(self.features) | 1 << 32);
+        assert_ne!(now & status::FEATURES_OK, 0, "features are agreed on");
         // Every queue shares the rings: a driver that does so harms itself alone.
-        for queue in 0..self.read(common::NUM_QUEUES.into(), 2) {
-            self.write(common::QUEUE_SELECT.into(), 2, queue);
-            self.write(common::QUEUE_SIZE.into(), 2, SIZE.into());
-            self.write(common::QUEUE_DESC.into(), 8, TABLE);
-            self.write(common::QUEUE_DRIVER.into(), 8, DRIVER);
-            self.write(common::QUEUE_DEVICE.into(), 8, DEVICE);
-            self.write(common::QUEUE_ENABLE.into(), 2, 1);
-            assert_eq!(self.read(common::QUEUE_ENABLE.into(), 2), 1);
+        for queue in 0..self.function.read(common::NUM_QUEUES.into(), 2) {
+            self.function.set_queue(queue, SIZE.into(), [TABLE, DRIVER, DEVICE]);
+            assert_eq!(self.function.read(common::QUEUE_ENABLE.into(), 2), 1);
         }
         self.available = 0;
         self.put(DRIVER, &[0; 6 + 2 * SIZE as usize]);
         self.put(DEVICE, &[0; 6 + 8 * SIZE as usize]);
-        self.write(common::DEVICE_STATUS.into(), 1, (ok | status::DRIVER_OK).into());
-        let now = self.read(common::DEVICE_STATUS.into(), 1);
-        assert_eq!(now, u64::from(ok | status::DRIVER_OK), "the device starts");
+        let now = self.function.go();
+        assert_eq!(now & (status::DRIVER_OK | status::NEEDS_RESET), status::DRIVER_OK, "it starts");
     }
 
     fn put(&self, at: u64, bytes: &[u8]) {
@@ -262,22 +152,22 @@ impl Guest {
         match input.below(14) {
             0 => {
                 let len = 1 << input.below(4);
-                self.write(input.number() % BAR_SIZE, len, input.number());
+                self.function.write(input.number() % BAR_SIZE, len, input.number());
             }
             1 => {
                 let len = 1 << input.below(4);
-                self.read(input.number() % BAR_SIZE, len);
+                self.function.read(input.number() % BAR_SIZE, len);
             }
             2 => {
                 let offset = input.u16() % 64 * 4;
                 let value = input.number32().to_le_bytes();
-                self.set_config(offset, &value);
-                assert_eq!(self.config(config::VENDOR_ID), self.id, "what it is stays");
+                self.function.set_config(offset, &value);
+                assert_eq!(self.function.config(config::VENDOR_ID), self.id, "what it is stays");
             }
             3 => {
-                self.config(input.u16() % 64 * 4);
+                self.function.config(input.u16() % 64 * 4);
             }
-            4 => self.write(DEVICE_CONFIG + u64::from(input.u8()), 1, input.u8().into()),
+            4 => self.function.write(DEVICE_CONFIG + u64::from(input.u8()), 1, input.u8().into()),
             5 | 6 => self.descriptor(
                 input.u8().into(),
                 Self::place(input),
@@ -286,7 +176,7 @@ impl Guest {
                 input.u8().into(),
             ),
             7 => self.offer(input.u8().into()),
-            8 => self.write(NOTIFY + 4 * u64::from(input.u8() % 4), 2, 0),
+            8 => self.function.kick(u64::from(input.u8() % 4)),
             9 => {
                 let at = Self::place(input) % (RAM - 256);
                 let bytes = input.bytes(255).to_vec();
@@ -308,7 +198,7 @@ impl Guest {
         }
         if let Some(link) = &self.link {
             link.step(input);
-            self.function.look();
+            self.function.transport.look();
         }
     }
 
@@ -320,9 +210,9 @@ impl Guest {
 
     fn toggle_map(&mut self) {
         if self.mapped {
-            self.function.unmap(&mut self.wiring, 0);
+            self.function.unmap();
         } else {
-            self.function.map(&mut self.wiring, 0, Gpa(0xc000_0000));
+            self.function.map();
         }
         self.mapped = !self.mapped;
     }
@@ -344,7 +234,7 @@ impl Guest {
         self.descriptor(1, Self::place(input), len, ring::DESC_NEXT | flags, 2);
         self.descriptor(2, HEADER + 16, 1, ring::DESC_WRITE, 0);
         self.offer(0);
-        self.write(NOTIFY, 2, 0);
+        self.function.kick(0);
     }
 
     /// A frame or a text that goes out, or room for what comes.
@@ -356,8 +246,8 @@ impl Guest {
         self.descriptor(0, HEADER, input.u8().into(), flags | more, 1);
         self.descriptor(1, Self::place(input), input.number32(), flags, 0);
         self.offer(0);
-        self.write(NOTIFY + 4 * u64::from(!receive), 2, 0);
-        self.function.look();
+        self.function.kick(u64::from(!receive));
+        self.function.transport.look();
     }
 
     /// Of few domains, endpoints and pages, so that they meet.
@@ -384,7 +274,7 @@ impl Guest {
         self.descriptor(0, HEADER, request.len() as u32, ring::DESC_NEXT, 1);
         self.descriptor(1, HEADER + 128, 4 + 24 * u32::from(kind == 5), ring::DESC_WRITE, 0);
         self.offer(0);
-        self.write(NOTIFY, 2, 0);
+        self.function.kick(0);
     }
 
     /// Whatever happened, a reset makes it right, and the device serves again.
@@ -392,14 +282,14 @@ impl Guest {
         if self.mapped {
             self.toggle_map();
         }
-        assert!(self.wiring.bells.is_empty(), "KVM listens nowhere");
+        assert!(self.function.wiring.hears_nothing(), "KVM listens nowhere");
         self.start();
         if let Some(link) = self.link.take() {
             self.passes_both_ways(&link);
         } else {
             self.serves();
         }
-        self.write(common::DEVICE_STATUS.into(), 1, 0);
+        self.function.reset();
         let shared = Arc::downgrade(&self.memory);
         drop(self);
         assert!(shared.upgrade().is_none(), "nobody has the guest's memory any more");
@@ -412,8 +302,8 @@ impl Guest {
         for _ in 0..2 * STEPS {
             self.descriptor(0, DATA, 0x8000, ring::DESC_WRITE, 0);
             self.offer(0);
-            self.write(NOTIFY, 2, 0);
-            self.function.look();
+            self.function.kick(0);
+            self.function.transport.look();
         }
         link.drain();
         self.start();
@@ -421,8 +311,8 @@ impl Guest {
         self.put(DATA, &[0xff; 16]);
         self.descriptor(0, DATA, 16, ring::DESC_WRITE, 0);
         self.offer(0);
-        self.write(NOTIFY, 2, 0);
-        self.function.look();
+        self.function.kick(0);
+        self.function.transport.look();
         let mut came = [0; 16];
         self.memory.read_slice(&mut came, Gpa(DATA)).expect("it is RAM");
         assert_eq!(came[12..], *b"text", "what comes is received");
@@ -430,8 +320,8 @@ impl Guest {
         self.put(HEADER, &text);
         self.descriptor(0, HEADER, 16, 0, 0);
         self.offer(0);
-        self.write(NOTIFY + 4, 2, 0);
-        self.function.look();
+        self.function.kick(1);
+        self.function.transport.look();
         assert_eq!(link.receive().as_deref(), Some(text.as_slice()), "what is sent goes out");
     }
 
@@ -443,9 +333,9 @@ impl Guest {
         self.put(HEADER, &[0; 16]);
         self.put(HEADER + 16, &[0xff]);
         self.offer(0);
-        self.write(NOTIFY, 2, 0);
-        let now = self.read(common::DEVICE_STATUS.into(), 1);
-        assert_eq!(now as u8 & status::NEEDS_RESET, 0, "a good request is served");
+        self.function.kick(0);
+        let now = self.function.status();
+        assert_eq!(now & status::NEEDS_RESET, 0, "a good request is served");
         if self.id >> 16 == BLK {
             let mut answer = [0xff];
             self.memory.read_slice(&mut answer, Gpa(HEADER + 16)).expect("it is RAM");

@@ -6,30 +6,11 @@ use beamline_abi::Nanos;
 use beamline_sched::{GpuCaps, PolicyKind, Preemption, UnknownPolicy, written};
 use serde::Deserialize;
 pub use slice::{GuestContract, Profile, SliceConfig};
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-
-/// Largest configuration file that is read: bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// Why a configuration is refused. Every message names the file and the key.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{path}: cannot be read: {source}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is far too large.
-    #[error("{path}: has more than {MAX_FILE} bytes, the most that a host's configuration has")]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
     /// The file is not TOML, or has a key that is not known.
     #[error("{path}: {message}")]
     Parse {
@@ -113,23 +94,7 @@ impl HostConfig {
         }
     }
 
-    /// Reads and validates a file. Relative paths in it start at its folder.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.into(), source };
-        let mut bytes = Vec::new();
-        // What is no file says no size beforehand.
-        File::open(path)
-            .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
-            .map_err(read)?;
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(ConfigError::TooLarge { path: path.into() });
-        }
-        let text = String::from_utf8(bytes)
-            .map_err(|e| read(io::Error::new(io::ErrorKind::InvalidData, e)))?;
-        Self::parse(&text, path)
-    }
-
-    /// Validates `text` as the content of `path`.
+    /// Validates `text` as the content of `path`, which is not read. Relative paths in it start at its folder.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let raw: raw::Host = toml::from_str(text).map_err(|e| ConfigError::Parse {
             path: path.into(),
@@ -441,21 +406,5 @@ late_latch = { window_ms = 1.2, budget_ms = 0.6 }
             assert!(message.contains(want), "{message} does not name {want}");
             assert!(message.starts_with("conf/host.toml: "), "{message}");
         }
-    }
-
-    /// A pipe says no size beforehand, and could go on for ever.
-    #[test]
-    fn what_is_far_too_large_is_not_read_to_its_end() {
-        let (reader, writer) = std::io::pipe().unwrap();
-        let path =
-            PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader)));
-        let whole = std::thread::spawn(move || {
-            std::io::Write::write_all(&mut &writer, &vec![b'#'; MAX_FILE as usize + (1 << 20)])
-                .is_ok()
-        });
-        let error = HostConfig::load(&path).unwrap_err();
-        drop(reader);
-        assert!(!whole.join().unwrap(), "nobody reads all of it");
-        assert!(error.to_string().contains("more than 1048576 bytes"), "{error}");
     }
 }

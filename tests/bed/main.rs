@@ -43,7 +43,7 @@ mod sockets;
 mod tpm;
 mod witness;
 
-use std::collections::HashMap;
+use process::words;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// One guest at a time: two would share the machine's few CPUs.
@@ -51,9 +51,4 @@ static TURN: Mutex<()> = Mutex::new(());
 
 fn turn() -> MutexGuard<'static, ()> {
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The `name=value` words of a line.
-fn words(line: &str) -> HashMap<&str, &str> {
-    line.split_whitespace().filter_map(|word| word.split_once('=')).collect()
 }

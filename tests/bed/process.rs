@@ -1,5 +1,6 @@
 //! A process whose lines are waited for, and which never outlives its test.
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -8,6 +9,11 @@ use std::time::{Duration, Instant};
 
 /// Bounds every wait: far beyond what any test here needs on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(4);
+
+/// The `name=value` words of a line.
+pub(crate) fn words(line: &str) -> HashMap<&str, &str> {
+    line.split_whitespace().filter_map(|word| word.split_once('=')).collect()
+}
 
 /// A process that talks by lines.
 pub(crate) struct Process {

@@ -2,6 +2,7 @@
 //! once more.
 
 use super::*;
+use crate::read;
 use beamline_vmm::sandbox::{Landlock, landlock};
 use std::fs;
 use std::io::ErrorKind;
@@ -74,7 +75,7 @@ fn child() {
     let writes = |name: &str| fs::OpenOptions::new().write(true).open(at(name));
     match &*role {
         "vmm" => {
-            let config = Config::load(&at("guest.toml")).unwrap();
+            let config = read::guest(&at("guest.toml")).unwrap();
             make_folder(&at("api"));
             vmm_set_up(&config).unwrap();
             for name in ["image", "initrd", "sealed"] {
@@ -90,7 +91,7 @@ fn child() {
             refused("a file beside the API's socket", fs::write(at("api/file"), "text"));
         }
         "host" => {
-            let config = HostConfig::load(&at("host.toml")).unwrap();
+            let config = read::host(&at("host.toml")).unwrap();
             host_set_up(&config).unwrap();
             writes("stamps").unwrap();
             fs::write(at("images/one.png"), "text").unwrap();

@@ -3,8 +3,9 @@
 use crate::confine;
 use crate::doctor;
 use crate::events::{HostEvent, ReadySlice, SliceStats};
-use crate::failure::{refused, refused_by};
+use crate::failure::refused;
 use crate::output;
+use crate::read;
 use crate::signals::Stop;
 use beamline_mdev::config::{BackendKind, HostConfig};
 use beamline_mdev::host::{Host, HostError, RendererProgram};
@@ -17,7 +18,7 @@ const STATS: Duration = Duration::from_millis(500);
 /// Serves the slices of the configuration at `path` until a signal comes or nobody reads stdout.
 pub(crate) fn host(path: &Path, sandbox: bool) -> anyhow::Result<()> {
     let stop = Stop::install()?;
-    let config = HostConfig::load(path).map_err(refused_by)?;
+    let config = read::host(path)?;
     let adapter = match config.backend {
         BackendKind::Wgpu => Some(doctor::require_vulkan(config.adapter.as_deref())?),
         BackendKind::Model => None,
@@ -47,7 +48,7 @@ pub(crate) fn host(path: &Path, sandbox: bool) -> anyhow::Result<()> {
 
 /// Looks for mistakes in the configuration at `path`, and says what it would make; starts nothing.
 pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
-    let config = HostConfig::load(path).map_err(refused_by)?;
+    let config = read::host(path)?;
     admit(&config).map_err(|error| error.context(path.display().to_string()))?;
     for slice in &config.slices {
         let contract = &slice.contract;

@@ -22,6 +22,7 @@ mod lives;
 mod output;
 mod ports;
 mod process;
+mod read;
 mod renderer;
 mod report;
 mod run;

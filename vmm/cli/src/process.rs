@@ -9,6 +9,7 @@ use crate::device;
 use crate::events::{Costs, DeviceDelivery, GuestEvent, InterruptsEvent};
 use crate::failure::{refused, refused_by};
 use crate::output;
+use crate::read;
 use crate::signals::Stop;
 use anyhow::Context;
 use beamline_guest_driver::guest;
@@ -57,7 +58,7 @@ impl fmt::Write for Lines<'_> {
 pub(crate) fn run(options: &RunProcess) -> anyhow::Result<()> {
     let stop = Stop::install()?;
     let path = &options.guest;
-    let config = Config::load(path).map_err(refused_by)?;
+    let config = read::guest(path)?;
     let (params, functions) =
         parts(&config).map_err(|why| refused(format!("{}: {why}", path.display())))?;
     let name = &config.guest.name;

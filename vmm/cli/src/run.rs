@@ -10,6 +10,7 @@ use crate::interrupts::{Interrupts, LOOK};
 use crate::lives;
 use crate::output;
 use crate::ports::PortEvents;
+use crate::read;
 use crate::signals::Stop;
 use crate::terminal::{Keys, Terminal, TerminalConsole};
 use anyhow::Context;
@@ -124,7 +125,7 @@ impl Ended {
 }
 
 fn load(options: &Run) -> anyhow::Result<Config> {
-    let mut config = Config::load(&options.guest).map_err(refused_by)?;
+    let mut config = read::guest(&options.guest)?;
     if let Some(socket) = &options.api {
         config.api = Some(Api { socket: socket.clone() });
     }

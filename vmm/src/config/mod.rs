@@ -27,30 +27,11 @@ pub use vcpus::{REALTIME, Vcpus};
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
-
-/// Largest configuration file that is read: bytes.
-const MAX_FILE: u64 = 1 << 20;
 
 /// What is wrong with a configuration file.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("{}: cannot be read", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is far too large to be a guest's configuration.
-    #[error("{}: has more than {MAX_FILE} bytes, the most that a guest's configuration has", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-    },
     /// The file is not TOML, or has a key that is unknown, missing or of the wrong type.
     #[error("{}: {message}", path.display())]
     Syntax {
@@ -132,23 +113,7 @@ struct Raw {
 }
 
 impl Config {
-    /// Reads and checks `path`. Relative paths in it are relative to its folder.
-    pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let read = |source| ConfigError::Read { path: path.to_owned(), source };
-        let mut bytes = Vec::new();
-        // What is no file says no size beforehand.
-        File::open(path)
-            .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
-            .map_err(read)?;
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(ConfigError::TooLarge { path: path.to_owned() });
-        }
-        let text = String::from_utf8(bytes)
-            .map_err(|e| read(std::io::Error::new(std::io::ErrorKind::InvalidData, e)))?;
-        Self::parse(&text, path)
-    }
-
-    /// Checks `text` as the contents of `path`; `path` itself is not read.
+    /// Checks `text` as the contents of `path`, which is not read. Relative paths in it are relative to its folder.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let raw: Raw = toml::from_str(text).map_err(|e| ConfigError::Syntax {
             path: path.to_owned(),

@@ -211,12 +211,6 @@ fn too_many_devices_are_refused() {
 }
 
 #[test]
-fn a_missing_file_is_named() {
-    let e = Config::load(Path::new("/nonexistent/vr.toml")).unwrap_err();
-    assert!(e.to_string().contains("/nonexistent/vr.toml"));
-}
-
-#[test]
 fn a_tpms_socket_is_relative_to_the_files_folder() {
     let with = |keys: &str| GOOD.replace("[memory]", &format!("[tpm]\n{keys}\n[memory]"));
     assert_eq!(parse(GOOD).unwrap().tpm, None);
@@ -262,18 +256,4 @@ fn a_balloon_takes_no_pages_of_the_pools() {
     let text = message(&with("2M"));
     assert!(text.contains("].type: ") && text.contains("transparent"), "{text}");
     assert!(parse(&with("transparent")).is_ok());
-}
-
-/// A pipe says no size beforehand, and could go on for ever.
-#[test]
-fn what_is_far_too_large_is_not_read_to_its_end() {
-    let (reader, writer) = std::io::pipe().unwrap();
-    let path = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&reader)));
-    let whole = std::thread::spawn(move || {
-        std::io::Write::write_all(&mut &writer, &vec![b'#'; MAX_FILE as usize + (1 << 20)]).is_ok()
-    });
-    let error = Config::load(&path).unwrap_err();
-    drop(reader);
-    assert!(!whole.join().unwrap(), "nobody reads all of it");
-    assert!(error.to_string().contains("more than 1048576 bytes"), "{error}");
 }

@@ -1,7 +1,7 @@
 //! Plugging devices in and out over the API.
 
 use super::json::{PortJson, UnplugJson};
-use super::routes::{Guest, ended, unprocessable};
+use super::routes::{Guest, conflict, ended, unprocessable};
 use crate::device;
 use crate::events::GuestEvent;
 use beamline_mdev::host::api::answers::{Refused, refuse};
@@ -88,7 +88,5 @@ fn refused(name: &str, error: PlugError) -> Refused {
             return unprocessable(error.to_string(), place, "look at the guest's file");
         }
     };
-    // What it was is in the sources of the error.
-    let what = format!("{:#}", anyhow::Error::new(error));
-    refuse(StatusCode::CONFLICT, &ErrorJson::new(what, place, mend))
+    conflict(error, place, mend)
 }

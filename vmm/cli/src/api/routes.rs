@@ -343,6 +343,16 @@ fn missing(what: &str, mend: impl Into<String>) -> Refused {
     refuse(StatusCode::NOT_FOUND, &said)
 }
 
+/// 409, with the error and its causes.
+pub(super) fn conflict(
+    error: impl std::error::Error + Send + Sync + 'static,
+    place: impl Into<String>,
+    mend: &str,
+) -> Refused {
+    let what = format!("{:#}", anyhow::Error::new(error));
+    refuse(StatusCode::CONFLICT, &ErrorJson::new(what, place, mend))
+}
+
 pub(super) fn unprocessable(
     what: impl Into<String>,
     place: impl Into<String>,

@@ -1,11 +1,9 @@
 //! How much of its memory the guest writes in a while, by KVM's dirty log.
 
 use super::json::{WritesForJson, WritesJson};
-use super::routes::{Guest, ended, unprocessable};
-use beamline_mdev::host::api::answers::{Refused, refuse};
-use beamline_mdev::host::api::json::ErrorJson;
+use super::routes::{Guest, conflict, ended, unprocessable};
+use beamline_mdev::host::api::answers::Refused;
 use beamline_vmm::memory::{DirtyError, PAGE};
-use hyper::StatusCode;
 use std::time::{Duration, Instant};
 
 /// How long it may be looked at, in ms: the request has one of the API's few threads meanwhile.
@@ -40,7 +38,5 @@ fn refused(error: DirtyError) -> Refused {
         DirtyError::Started | DirtyError::Off => "somebody else looks: ask again in a moment",
         DirtyError::Refused { .. } => "look at the host's kernel",
     };
-    // What it was is in the sources of the error.
-    let what = format!("{:#}", anyhow::Error::new(error));
-    refuse(StatusCode::CONFLICT, &ErrorJson::new(what, "guest", mend))
+    conflict(error, "guest", mend)
 }

@@ -1,13 +1,12 @@
 //! The demo's configuration: read raw, then checked as a whole before anything is started.
 
 use crate::failure::refused;
+use crate::read;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
 /// The configuration that is used where none is named.
 const BUILT_IN: &str = include_str!("../../../../assets/demo/demo.toml");
-/// The longest configuration that is read, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
 
 /// One demo.
 #[derive(Clone, Debug, Deserialize)]
@@ -217,15 +216,7 @@ impl Demo {
         let Some(path) = path else {
             return Self::parse(BUILT_IN, Path::new("assets/demo/demo.toml"));
         };
-        let read = |e: std::io::Error| refused(format!("{}: cannot be read: {e}", path.display()));
-        let bytes = std::fs::metadata(path).map_err(read)?.len();
-        if bytes > MAX_BYTES {
-            let path = path.display();
-            return Err(refused(format!(
-                "{path}: has {bytes} bytes; a demo has at most {MAX_BYTES}"
-            )));
-        }
-        Self::parse(&std::fs::read_to_string(path).map_err(read)?, path)
+        Self::parse(&read::config(path)?, path)
     }
 
     /// Checks `text` as the content of `path`.

@@ -1,10 +1,9 @@
 //! A scenario by name or by file, and the hash that says which one it was.
 
 use crate::failure::{refused, refused_by};
+use crate::read;
 use beamline_sched::sim::scenario::Scenario;
 use beamline_sched::sim::{builtin, config, csv};
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 /// A scenario, and a hash of all that was read for it.
@@ -25,13 +24,14 @@ pub(super) fn load(name: &str) -> anyhow::Result<Loaded> {
     }
     let text = match built_in {
         Some((_, text)) => (*text).to_owned(),
-        None => read(path, config::MAX_BYTES).map_err(|e| refused(format!("{name}: {e}")))?,
+        None => read::text(path, config::MAX_BYTES).map_err(|e| refused(format!("{name}: {e}")))?,
     };
     let mut hash = Fnv::default();
     hash.add(text.as_bytes());
     let folder = path.parent().unwrap_or(Path::new(""));
     let mut trace = |file: &str| {
-        let text = read(&folder.join(file), csv::MAX_BYTES).map_err(|e| format!("`{file}` {e}"))?;
+        let text =
+            read::text(&folder.join(file), csv::MAX_BYTES).map_err(|e| format!("`{file}` {e}"))?;
         hash.add(text.as_bytes());
         Ok(text)
     };
@@ -47,18 +47,6 @@ pub(super) fn list() -> String {
     let about = |name: &str| builtin::scenario(name).map_or(String::new(), |s| s.about);
     let lines = builtin::ALL.map(|(name, _)| format!("{name:width$}  {}", about(name)));
     lines.join("\n")
-}
-
-/// The text of a file of at most `most` bytes.
-fn read(path: &Path, most: u64) -> Result<String, String> {
-    let cannot = |e: std::io::Error| format!("cannot be read: {e}");
-    let mut text = String::new();
-    let file = File::open(path).map_err(cannot)?;
-    let length = file.take(most + 1).read_to_string(&mut text).map_err(cannot)?;
-    if length as u64 > most {
-        return Err(format!("is too long; at most {most} bytes are read"));
-    }
-    Ok(text)
 }
 
 /// FNV-1a, 64 bits: tells scenarios apart, and is no protection against anybody.

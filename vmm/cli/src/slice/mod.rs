@@ -5,6 +5,7 @@ mod table;
 use crate::client::{self, Client};
 use crate::failure::refused;
 use crate::output;
+use crate::read;
 use anyhow::Context;
 use beamline_mdev::host::api::json::{SliceJson, SlicesJson};
 use serde_json::{Map, Value, json};
@@ -191,8 +192,7 @@ pub(crate) fn path(name: &str) -> anyhow::Result<String> {
 
 fn read_file(path: &std::path::Path) -> anyhow::Result<Map<String, Value>> {
     let said = |e: &dyn std::fmt::Display| refused(format!("{}: {e}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| said(&e))?;
-    let table: toml::Table = toml::from_str(&text).map_err(|e| said(&e))?;
+    let table: toml::Table = toml::from_str(&read::config(path)?).map_err(|e| said(&e))?;
     match serde_json::to_value(table).map_err(|e| said(&e))? {
         Value::Object(keys) => Ok(keys),
         _ => Err(said(&"write the keys of a [[slice]] section")),

@@ -288,10 +288,7 @@ impl QcowDisk {
     /// An image names other files only if whoever wrote it said so: none is opened.
     fn open(file: File, path: &Path, readonly: bool) -> Result<Self, ImageError> {
         let failed = |source| ImageError::Qcow2 { path: path.to_owned(), source };
-        qcow2::check_l1(&file).map_err(failed)?;
-        if !readonly {
-            qcow2::check(&file).map_err(failed)?;
-        }
+        qcow2::check(&file, !readonly).map_err(failed)?;
         let file = ImageFile::try_from(file).map_err(failed)?;
         let image = Qcow2::<ImageFile>::builder(file)
             .write(!readonly)

@@ -2,7 +2,7 @@
 //! them: a refcount table without its first entry has the crate call itself until the stack ends.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 /// Bytes of the header up to the table's place and size.
@@ -26,41 +26,39 @@ fn long(bytes: &[u8], at: usize) -> u64 {
     bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |b| u64::from_be_bytes(*b))
 }
 
-/// Whether the L1 table is in the file, and is all that the disk needs: the crate takes memory for as many entries as
-/// the header says, and where the guest uses more of the disk, for as many as that needs.
-pub(super) fn check_l1(file: &File) -> io::Result<()> {
-    let length = file.metadata()?.len();
+/// Whether the tables of the image in `file` can be read by, and where `writes`, written by. What else there is to say
+/// of the header, the crate says.
+pub(super) fn check(mut file: &File, writes: bool) -> io::Result<()> {
+    // The end of a block device says its size, which its metadata do not.
+    let length = file.seek(SeekFrom::End(0))?;
     let mut header = [0; HEADER];
     file.read_exact_at(&mut header, 0)?;
-    let (bits, entries) = (cluster_bits(&header)?, word(&header, 36));
-    if long(&header, 40).checked_add(u64::from(entries) * 8).is_none_or(|end| end > length) {
+    let bits = word(&header, 20);
+    if !CLUSTER_BITS.contains(&bits) {
+        return Err(wrong("its clusters have no size that clusters can have"));
+    }
+    check_l1(&header, bits, length)?;
+    if writes { check_refcounts(file, &header, bits, length) } else { Ok(()) }
+}
+
+/// Whether the L1 table is in the file, and is all that the disk needs: the crate takes memory for as many entries as
+/// the header says, and where the guest uses more of the disk, for as many as that needs.
+fn check_l1(header: &[u8], bits: u32, length: u64) -> io::Result<()> {
+    let entries = u64::from(word(header, 36));
+    if long(header, 40).checked_add(entries * 8).is_none_or(|end| end > length) {
         return Err(wrong("its L1 table is not all in the file"));
     }
     // An entry stands for a cluster of entries of 8 bytes, each of which stands for a cluster.
-    if long(&header, 24).div_ceil(1 << (2 * bits - 3)) > u64::from(entries) {
+    if long(header, 24).div_ceil(1 << (2 * bits - 3)) > entries {
         return Err(wrong("its L1 table is too small for its disk"));
     }
     Ok(())
 }
 
-/// Bits of a cluster's size, as the header says.
-fn cluster_bits(header: &[u8]) -> io::Result<u32> {
-    let bits = word(header, 20);
-    if !CLUSTER_BITS.contains(&bits) {
-        return Err(wrong("its clusters have no size that clusters can have"));
-    }
-    Ok(bits)
-}
-
-/// Whether the refcount table of the image in `file` can be written by. What else there is to say of the header, the
-/// crate says.
-pub(super) fn check(file: &File) -> io::Result<()> {
-    let length = file.metadata()?.len();
-    let mut header = [0; HEADER];
-    file.read_exact_at(&mut header, 0)?;
-    let bits = cluster_bits(&header)?;
+/// Whether the refcount table names blocks in the file, one after the other.
+fn check_refcounts(file: &File, header: &[u8], bits: u32, length: u64) -> io::Result<()> {
     let cluster = 1u64 << bits;
-    let (table, size) = (long(&header, 48), u64::from(word(&header, 56)) << bits);
+    let (table, size) = (long(header, 48), u64::from(word(header, 56)) << bits);
     if !table.is_multiple_of(cluster) || size > MOST {
         return Err(wrong("its refcount table is not aligned, or has more than 8 MiB"));
     }
