@@ -111,3 +111,29 @@ fn a_longer_bound_costs_the_frames_that_it_covers_and_no_more() {
     assert_eq!((after.missed, after.latch_missed), (0, 0), "{after:?}");
     assert_told_and_recovered(&mut run, bound);
 }
+
+/// Where two jobs of a slice are on the GPU, the first has the time of both from when the one before it was done,
+/// however late the second comes.
+#[test]
+fn a_job_with_another_one_in_line_has_twice_the_bound() {
+    let (frame, kill_grace) = (300, Nanos::from_millis(5));
+    let scenario = Scenario { in_flight: 2, kill_grace, ..Scenario::new(PolicyKind::Beamline, 7) };
+    let costs = scenario.costs().hang(FLOOD as u16, frame);
+    let mut world = scenario.world(costs).unwrap();
+    // Two jobs in turn: it submits one when the one before last is done, while the last is on the GPU.
+    let habits = Habits { wake_delay: Nanos::from_micros(800), ..Habits::default() };
+    world.attach(FLOOD, "scene=flood depth=2", habits).unwrap();
+    world.run_for(Nanos::from_secs(2)).unwrap();
+    let outcome = world.log();
+    let of = |frame, stage| {
+        let mut stamps = outcome.log().stamps.iter().filter(|s| s.stage() == Some(stage));
+        *stamps.find(|s| s.frame.0 == frame).expect("the job left this stamp")
+    };
+    let ended = of(frame, Stage::Fence);
+    assert!(ended.has(flag::FAILED));
+    assert_eq!(ended.b, Reason::JobTooLong as u64);
+    let before = of(frame - 1, Stage::Fence);
+    assert!(of(frame, Stage::Granted).time < before.time, "it was not in line");
+    let max_job = Nanos::from_micros(1_200);
+    assert_eq!(ended.time - before.time, 2 * max_job.saturating_add(kill_grace).0);
+}

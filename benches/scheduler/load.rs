@@ -20,6 +20,7 @@ const MAX_OPEN: u32 = 6;
 const FLOOD_DEPTH: u32 = 2;
 const CAPS: GpuCaps = GpuCaps {
     in_flight: 1,
+    ahead: 0,
     switch_cost: Nanos::from_micros(1),
     guard_margin: Nanos::from_micros(5),
     preemption: Preemption::None,

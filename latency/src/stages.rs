@@ -22,7 +22,8 @@ pub struct Step {
 
 type Times = fn(&Job) -> (Option<Nanos>, Option<Nanos>);
 
-/// The steps of a job, in the order of the path. A job that was held for its release waits from then on.
+/// The steps of a job, in the order of the path. A job that was held for its release waits from then on; one in line on
+/// the GPU behind its slice's own waits for that from its grant on.
 const OF_A_JOB: [(&str, Times); 5] = [
     ("1 submit → 2 found", |j| (j.submit, j.doorbell)),
     ("released → 4 granted", |j| (j.mediated.max(j.release), j.granted)),

@@ -22,7 +22,8 @@ pub struct Span {
     pub end: Nanos,
     /// What the scheduler reckoned with, if it said so.
     pub predicted: Option<Nanos>,
-    /// It was ended by the host, not by itself: `start` is then its grant.
+    /// It was ended by the host, not by itself: `start` is then its grant, or the end of the job
+    /// before it.
     pub killed: bool,
 }
 
@@ -60,7 +61,8 @@ fn name(s: &Stamp) -> Name {
 
 impl Timeline {
     /// Takes the stays out of a log's stamps. A job that was ended before it left a stamp of stage 5
-    /// counts from its grant to its failed fence.
+    /// counts from its grant, or from the end of its slice's job before it, to its failed fence; one that was in
+    /// line behind it does not count.
     pub fn new(stamps: &[Stamp]) -> Self {
         let pick = |stage: Stage| stamps.iter().filter(move |s| s.stage == stage as u8);
         let mut grants: Vec<&Stamp> = pick(Stage::Granted).collect();
@@ -73,17 +75,21 @@ impl Timeline {
         let mut runs: Vec<(Name, u64)> = pick(Stage::Gpu).map(|s| (name(s), s.time)).collect();
         runs.sort_unstable();
 
-        let ran = pick(Stage::Gpu).map(|s| {
-            let predicted = grant_before(s).filter(|g| g.aux > 0).map(|g| Nanos(g.aux.into()));
-            Span::of(s, s.time, s.a, predicted, false)
-        });
+        let mut spans: Vec<Span> = pick(Stage::Gpu)
+            .map(|s| {
+                let predicted = grant_before(s).filter(|g| g.aux > 0).map(|g| Nanos(g.aux.into()));
+                Span::of(s, s.time, s.a, predicted, false)
+            })
+            .collect();
         let killed = pick(Stage::Fence).filter(|s| s.has(flag::FAILED)).filter_map(|s| {
             let grant = grant_before(s)?;
             let next = runs.partition_point(|r| *r < (name(s), grant.time));
             let left_a_run = runs.get(next).is_some_and(|r| r.0 == name(s) && r.1 <= s.time);
             (!left_a_run).then(|| Span::of(s, grant.time, s.time, None, true))
         });
-        Self::from_spans(ran.chain(killed).collect())
+        let killed = first_in_line(&spans, killed.collect());
+        spans.extend(killed);
+        Self::from_spans(spans)
     }
 
     /// A timeline of these stays, in any order.
@@ -141,6 +147,23 @@ impl Timeline {
         wait.idle = to.saturating_sub(from).saturating_sub(taken);
         wait
     }
+}
+
+/// Of the jobs of a slice that were killed together, the one that was on the GPU, from when the job before it had
+/// left it.
+fn first_in_line(ran: &[Span], mut killed: Vec<Span>) -> Vec<Span> {
+    let life = |s: &Span| (s.slice, s.generation);
+    let mut ends: Vec<_> = ran.iter().map(|s| (life(s), s.end)).collect();
+    ends.sort_unstable();
+    killed.sort_by_key(|s| (life(s), s.end, s.start));
+    killed.dedup_by_key(|s| (life(s), s.end));
+    for span in &mut killed {
+        let before = ends.partition_point(|end| *end <= (life(span), span.end));
+        if let Some((_, end)) = ends[..before].last().filter(|(owner, _)| *owner == life(span)) {
+            span.start = span.start.max(*end);
+        }
+    }
+    killed
 }
 
 impl Span {
@@ -222,5 +245,21 @@ mod tests {
         assert_eq!(timeline.spans().len(), 2);
         let last = timeline.spans()[1];
         assert_eq!((last.start, last.end, last.killed), (Nanos(20), Nanos(45), true));
+    }
+
+    #[test]
+    fn of_jobs_that_were_killed_together_the_first_had_the_gpu() {
+        let granted =
+            |frame, at| Stamp::granted(key(1, frame, 0, 1), Nanos(at), Nanos(at), Nanos(at), None);
+        let failed = |frame| Stamp::failed(key(1, frame, 0, 1), Nanos(45), Reason::JobTooLong);
+        let mut stamps = run(1, 0, 10, 24, None).to_vec();
+        // Another slice's end is not theirs.
+        stamps.extend(run(2, 0, 24, 40, None));
+        stamps.extend([granted(1, 20), granted(2, 26), failed(1), failed(2)]);
+        let timeline = Timeline::new(&stamps);
+        let killed: Vec<_> = timeline.spans().iter().filter(|s| s.killed).collect();
+        assert_eq!(killed.len(), 1);
+        assert_eq!((killed[0].frame, killed[0].start), (FrameId(1), Nanos(24)));
+        assert_eq!(killed[0].end, Nanos(45));
     }
 }

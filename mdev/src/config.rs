@@ -88,6 +88,8 @@ impl HostConfig {
     pub const fn caps(&self) -> GpuCaps {
         GpuCaps {
             in_flight: self.in_flight,
+            // A model is told of a job's end at once; a renderer's answer and the next order take time.
+            ahead: matches!(self.backend, BackendKind::Wgpu) as u8,
             switch_cost: self.switch_cost,
             guard_margin: self.guard_margin,
             preemption: Preemption::None,

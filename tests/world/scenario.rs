@@ -62,6 +62,8 @@ depth = 4
 pub struct Scenario {
     /// Who decides.
     pub policy: PolicyKind,
+    /// Jobs on the GPU at once.
+    pub in_flight: u8,
     /// How long beyond its `max_job` a job may run.
     pub kill_grace: Nanos,
     /// Seed of the jobs' jitter.
@@ -73,7 +75,7 @@ pub struct Scenario {
 impl Scenario {
     /// The three slices under `policy`.
     pub fn new(policy: PolicyKind, seed: u64) -> Self {
-        Self { policy, kill_grace: Nanos::from_millis(20), seed, more: "" }
+        Self { policy, in_flight: 1, kill_grace: Nanos::from_millis(20), seed, more: "" }
     }
 
     /// The host's configuration.
@@ -82,6 +84,7 @@ impl Scenario {
         let grace = self.kill_grace.as_millis_f64();
         // Writing to a string cannot fail.
         let _ = write!(text, "policy = \"{}\"\nkill_grace_ms = {grace:?}\n", self.policy);
+        let _ = writeln!(text, "in_flight = {}", self.in_flight);
         text.push_str("switch_cost_ms = 0.0\nguard_margin_ms = 0.05\n");
         text + VR_SLICE + GAME_SLICE + FLOOD_SLICE + self.more
     }

@@ -15,6 +15,9 @@
 //! work is bounded. A background minimum that has fallen behind a whole period may end after a release, within what the
 //! demand test tolerates.
 //!
+//! A tenant that is alone, and has neither reserved time nor a late latch, may have jobs in line on the GPU
+//! ([`GpuCaps::ahead`]). Who comes next may find them there, once.
+//!
 //! Work that comes later than its contract says is not pushed in front of others': its deadline is put
 //! off as if it had been due that much later, and so are its tenant's next ones until the reserved work has
 //! paused. So whatever a tenant does, within any interval it gets what admission has charged.
@@ -85,6 +88,8 @@ pub struct Beamline {
     virtual_now: [u64; 2],
     /// The longest job of any contract, and a switch, ns.
     longest_job: u64,
+    /// Jobs that may be on the GPU beyond `caps.in_flight`: [`Self::renew_ahead`].
+    ahead: u32,
     /// The latest time any call has named.
     clock: u64,
 }
@@ -114,6 +119,7 @@ impl Beamline {
             last_tenant: None,
             virtual_now: [0; 2],
             longest_job: 0,
+            ahead: 0,
             clock: 0,
         }
     }
@@ -379,6 +385,7 @@ impl Policy for Beamline {
         self.tenants[t] = Some(new);
         self.set_rules(t, contract);
         self.renew_tolerances();
+        self.renew_ahead();
     }
 
     fn remove(&mut self, tenant: TenantId) {
@@ -390,6 +397,7 @@ impl Policy for Beamline {
         if let Some(slot) = self.tenants.get_mut(t) {
             *slot = None;
         }
+        self.renew_ahead();
     }
 
     fn drop_jobs(&mut self, tenant: TenantId) {
@@ -510,7 +518,7 @@ impl Policy for Beamline {
         if matches!(self.caps.preemption, Preemption::Levels { .. }) {
             return self.decide_by_level(now);
         }
-        if self.in_flight >= u32::from(self.caps.in_flight.max(1)) {
+        if self.in_flight >= u32::from(self.caps.in_flight.max(1)) + self.ahead {
             return idle(None, Defer::InFlight);
         }
         let pause = self.pause(now);

@@ -74,6 +74,9 @@ pub enum Preemption {
 pub struct GpuCaps {
     /// Jobs that may be on the GPU at once under a policy that bounds it.
     pub in_flight: u8,
+    /// Jobs that may be there beyond those, in line, while nobody else can want the GPU: the way to the GPU and
+    /// back then costs it no time. For the frame-contract policy, where the GPU cannot be preempted.
+    pub ahead: u8,
     /// Cost of changing from one tenant to another, ns.
     pub switch_cost: Nanos,
     /// Kept free before a guarded release for the dispatcher's own lateness, ns.

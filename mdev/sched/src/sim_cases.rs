@@ -145,9 +145,11 @@ prop_compose! {
         levels in 2u8..5,
         switch in 0u64..60,
         margin in prop_oneof![Just(0u64), Just(150), 0u64..400],
+        ahead in 0u8..3,
     ) -> GpuCaps {
         let cost = Nanos::from_micros(cost);
         GpuCaps {
+            ahead,
             switch_cost: Nanos::from_micros(switch),
             guard_margin: Nanos::from_micros(margin),
             preemption: match class {

@@ -63,7 +63,12 @@ impl Gpu {
                 < usize::from(self.caps.in_flight)
         };
         match self.caps.preemption {
-            Preemption::None => assert!(level == 0 && at_once(&self.runs, false)),
+            Preemption::None => {
+                // More than `in_flight` only of one tenant, which is alone.
+                let ahead = self.runs.len() < usize::from(self.caps.in_flight + self.caps.ahead)
+                    && self.runs.iter().all(|r| r.tenant == tenant);
+                assert!(level == 0 && (at_once(&self.runs, false) || ahead));
+            }
             Preemption::Full { .. } => assert!(level == 0 && self.runs.is_empty()),
             Preemption::Levels { levels, .. } => {
                 assert!(level < levels);

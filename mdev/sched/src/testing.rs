@@ -52,6 +52,7 @@ pub(crate) fn flood() -> Contract {
 
 pub(crate) const CAPS: GpuCaps = GpuCaps {
     in_flight: 1,
+    ahead: 0,
     switch_cost: Nanos(10_000),
     guard_margin: Nanos(150_000),
     preemption: Preemption::None,

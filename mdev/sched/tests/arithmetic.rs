@@ -148,6 +148,7 @@ fn slewing_after_ten_years_is_exact() {
 fn caps(switch: u64) -> GpuCaps {
     GpuCaps {
         in_flight: 1,
+        ahead: 0,
         switch_cost: Nanos(switch),
         guard_margin: Nanos(0),
         preemption: Preemption::None,

@@ -165,6 +165,7 @@ fn nothing_is_allocated_after_admission() {
         for kind in PolicyKind::ALL {
             let caps = GpuCaps {
                 in_flight: 1,
+                ahead: 1,
                 switch_cost: Nanos(5_000),
                 guard_margin: Nanos(50_000),
                 preemption,

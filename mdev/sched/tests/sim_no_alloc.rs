@@ -78,6 +78,7 @@ fn allocations(policy: PolicyKind, preemption: Preemption, millis: u64) -> u64 {
         about: String::new(),
         caps: GpuCaps {
             in_flight: 2,
+            ahead: 0,
             switch_cost: Nanos(10_000),
             guard_margin: Nanos(50_000),
             preemption,

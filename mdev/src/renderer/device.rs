@@ -44,8 +44,6 @@ struct Faults {
 pub(crate) struct Device {
     pub(crate) handle: wgpu::Device,
     pub(crate) queue: Queue,
-    /// `None` where the GPU has no timestamps.
-    timer: Option<Timer>,
     faults: Arc<Faults>,
     description: String,
 }
@@ -74,17 +72,8 @@ impl Device {
         let seen = Arc::clone(&faults);
         device.set_device_lost_callback(move |_, _| seen.lost.store(true, Ordering::Relaxed));
 
-        let timer = device
-            .features()
-            .contains(Features::TIMESTAMP_QUERY)
-            .then(|| Timer::new(&device, &queue));
-        Ok(Self {
-            description: describe(&info, timer.is_some()),
-            handle: device,
-            queue,
-            timer,
-            faults,
-        })
+        let timestamps = device.features().contains(Features::TIMESTAMP_QUERY);
+        Ok(Self { description: describe(&info, timestamps), handle: device, queue, faults })
     }
 
     /// The GPU and its driver, for people.
@@ -92,8 +81,10 @@ impl Device {
         &self.description
     }
 
-    pub(crate) fn timer(&self) -> Option<&Timer> {
-        self.timer.as_ref()
+    /// What takes the times of one job at a time.
+    pub(crate) fn timer(&self) -> Timer {
+        let timestamps = self.handle.features().contains(Features::TIMESTAMP_QUERY);
+        Timer(timestamps.then(|| Stamps::new(&self.handle, &self.queue)))
     }
 
     /// The error since the last call, where there was one.
@@ -208,8 +199,47 @@ impl Span {
     }
 }
 
-/// Takes the GPU's time at both ends of a job.
-pub(crate) struct Timer {
+/// Takes the GPU's time at both ends of a job; where the GPU has no timestamps, the host's alone.
+pub(crate) struct Timer(Option<Stamps>);
+
+impl Timer {
+    /// What the job's compute pass writes.
+    pub(crate) fn writes(&self) -> Option<ComputePassTimestampWrites<'_>> {
+        self.0.as_ref().map(|stamps| ComputePassTimestampWrites {
+            query_set: &stamps.queries,
+            beginning_of_pass_write_index: Some(0),
+            end_of_pass_write_index: Some(1),
+        })
+    }
+
+    /// After the pass: brings the times to where they can be read.
+    pub(crate) fn resolve(&self, encoder: &mut CommandEncoder) {
+        if let Some(stamps) = &self.0 {
+            encoder.resolve_query_set(&stamps.queries, 0..2, &stamps.resolved, 0);
+            encoder.copy_buffer_to_buffer(&stamps.resolved, 0, &stamps.readable, 0, STAMP_BYTES);
+        }
+    }
+
+    /// After the submission, before the wait. A failure shows in [`Self::read`].
+    pub(crate) fn map(&self) {
+        if let Some(stamps) = &self.0 {
+            stamps.readable.map_async(MapMode::Read, .., |_| {});
+        }
+    }
+
+    /// After the wait: when the job ran, if it was submitted and notified at these host times, and the one
+    /// before it was done at `free`.
+    pub(crate) fn read(&self, submitted: Nanos, free: Nanos, notified: Nanos) -> Span {
+        let ticks = self.0.as_ref().and_then(|stamps| {
+            let ticks = stamps.ticks();
+            stamps.readable.unmap();
+            Some((ticks?, stamps.period))
+        });
+        place(ticks, submitted, free, notified)
+    }
+}
+
+struct Stamps {
     queries: QuerySet,
     resolved: Buffer,
     readable: Buffer,
@@ -217,7 +247,7 @@ pub(crate) struct Timer {
     period: f64,
 }
 
-impl Timer {
+impl Stamps {
     fn new(device: &wgpu::Device, queue: &Queue) -> Self {
         let buffer = |usage| {
             device.create_buffer(&BufferDescriptor {
@@ -239,58 +269,25 @@ impl Timer {
         }
     }
 
-    /// What the job's compute pass writes.
-    pub(crate) fn writes(&self) -> ComputePassTimestampWrites<'_> {
-        ComputePassTimestampWrites {
-            query_set: &self.queries,
-            beginning_of_pass_write_index: Some(0),
-            end_of_pass_write_index: Some(1),
-        }
-    }
-
-    /// After the pass: brings the times to where they can be read.
-    pub(crate) fn resolve(&self, encoder: &mut CommandEncoder) {
-        encoder.resolve_query_set(&self.queries, 0..2, &self.resolved, 0);
-        encoder.copy_buffer_to_buffer(&self.resolved, 0, &self.readable, 0, STAMP_BYTES);
-    }
-
-    /// After the submission, before the wait. A failure shows in [`Self::ticks`].
-    pub(crate) fn map(&self) {
-        self.readable.map_async(MapMode::Read, .., |_| {});
-    }
-
     fn ticks(&self) -> Option<[u64; 2]> {
-        let ticks = {
-            let view = self.readable.get_mapped_range(..).ok()?;
-            let read = |from: usize| {
-                let bytes = view.get(from..from + 8)?;
-                Some(u64::from_le_bytes(bytes.try_into().ok()?))
-            };
-            [read(0)?, read(8)?]
+        let view = self.readable.get_mapped_range(..).ok()?;
+        let read = |from: usize| {
+            let bytes = view.get(from..from + 8)?;
+            Some(u64::from_le_bytes(bytes.try_into().ok()?))
         };
-        Some(ticks)
-    }
-
-    /// After the wait: when the job ran, if it was submitted and notified at these host times.
-    pub(crate) fn read(&self, submitted: Nanos, notified: Nanos) -> Span {
-        let ticks = self.ticks();
-        self.readable.unmap();
-        place(ticks, self.period, submitted, notified)
+        Some([read(0)?, read(8)?])
     }
 }
 
-/// Places a job in host time. Where the GPU's times lie between submission and notification, its clock is
-/// the host's (so it is on a software GPU) and they are exact.
-pub(crate) fn place(
-    ticks: Option<[u64; 2]>,
-    period: f64,
-    submitted: Nanos,
-    notified: Nanos,
-) -> Span {
-    let whole = notified.saturating_sub(submitted);
-    let Some([begin, end]) = ticks else {
-        return Span { start: submitted, end: notified, busy: whole, estimated: true };
+/// Places a job in host time by the GPU's ticks at its ends, of so many nanoseconds each. Where these times lie
+/// between submission and notification, the GPU's clock is the host's (so it is on a software GPU) and they are
+/// exact. Without ticks a job that stood in line ran from when the GPU was `free`.
+fn place(ticks: Option<([u64; 2], f64)>, submitted: Nanos, free: Nanos, notified: Nanos) -> Span {
+    let Some(([begin, end], period)) = ticks else {
+        let start = submitted.max(free).min(notified);
+        return Span { start, end: notified, busy: notified - start, estimated: true };
     };
+    let whole = notified.saturating_sub(submitted);
     // One nanosecond per tick needs no rounding, and a host's monotonic time is too long for an f64.
     let exact = (period - 1.0).abs() < f64::EPSILON;
     let ns = |ticks: u64| {
@@ -308,13 +305,17 @@ mod tests {
     use super::*;
 
     const SUBMITTED: Nanos = Nanos(10_000);
+    const FREE: Nanos = Nanos(8_000);
     const NOTIFIED: Nanos = Nanos(20_000);
 
     #[test]
     fn a_clock_like_the_hosts_is_exact() {
-        let span = place(Some([11_000, 19_000]), 1.0, SUBMITTED, NOTIFIED);
-        assert_eq!((span.start, span.end), (Nanos(11_000), Nanos(19_000)));
-        assert_eq!((span.busy, span.estimated), (Nanos(8_000), false));
+        // Also that of a job which began before the host was told of the end of the one before it.
+        for free in [FREE, Nanos(11_500)] {
+            let span = place(Some(([11_000, 19_000], 1.0)), SUBMITTED, free, NOTIFIED);
+            assert_eq!((span.start, span.end), (Nanos(11_000), Nanos(19_000)));
+            assert_eq!((span.busy, span.estimated), (Nanos(8_000), false));
+        }
     }
 
     #[test]
@@ -327,7 +328,7 @@ mod tests {
             // Backwards.
             ([9, 3], 1.0, 0),
         ] {
-            let span = place(Some(ticks), period, SUBMITTED, NOTIFIED);
+            let span = place(Some((ticks, period)), SUBMITTED, FREE, NOTIFIED);
             assert_eq!((span.busy, span.end), (Nanos(busy), NOTIFIED));
             assert_eq!(span.start, NOTIFIED - Nanos(busy));
             assert!(span.estimated);
@@ -335,9 +336,11 @@ mod tests {
     }
 
     #[test]
-    fn without_timestamps_the_whole_wait_is_charged() {
-        let span = place(None, 1.0, SUBMITTED, NOTIFIED);
-        assert_eq!((span.start, span.busy), (SUBMITTED, Nanos(10_000)));
-        assert!(span.estimated);
+    fn without_timestamps_the_whole_wait_is_charged_but_for_the_job_before() {
+        for (free, start) in [(FREE, SUBMITTED), (Nanos(15_000), Nanos(15_000))] {
+            let span = place(None, SUBMITTED, free, NOTIFIED);
+            assert_eq!((span.start, span.busy), (start, NOTIFIED - start));
+            assert!(span.estimated);
+        }
     }
 }

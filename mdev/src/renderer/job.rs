@@ -1,19 +1,41 @@
 //! Stage 5, GPU: inside a renderer, from a job's packet to the end of its work on the GPU.
 
-use super::device::{Device, Span, now};
+use super::device::{Device, Span, Timer, now};
 use super::resources::{Change, Image, Table};
 use super::stream::{Command, Stream};
 use crate::backend::Latched;
-use beamline_abi::Reason;
 use beamline_abi::frame::SubmitKind;
+use beamline_abi::{Nanos, Reason};
 use std::sync::Arc;
-use wgpu::{CommandBuffer, CommandEncoderDescriptor, ComputePassDescriptor};
+use wgpu::{CommandBuffer, CommandEncoderDescriptor, ComputePassDescriptor, SubmissionIndex};
 
-/// Runs the jobs of one slice, one at a time.
+/// Gives the jobs of one slice to the GPU, in their order.
 pub(crate) struct Executor {
     gpu: Arc<Device>,
     table: Table,
     presented: Option<Image>,
+}
+
+/// A job on the GPU, or one that did not get there.
+pub(crate) struct Flight {
+    submission: Option<SubmissionIndex>,
+    submitted: Nanos,
+    result: Result<(), Reason>,
+    timer: Timer,
+}
+
+impl Flight {
+    /// Waits for the job's end: when it ran, what became of it, and the timer for another job. `free`: when
+    /// the one before it was done; then, when this one was. Any thread may wait while another one submits.
+    pub(crate) fn land(self, gpu: &Device, free: &mut Nanos) -> (Span, Result<(), Reason>, Timer) {
+        let Self { submission, submitted, result, timer } = self;
+        let Some(submission) = submission else { return (Span::none(submitted), result, timer) };
+        let waited = gpu.wait(submission);
+        let notified = now();
+        let span = timer.read(submitted, *free, notified);
+        *free = notified;
+        (span, result.and(waited), timer)
+    }
 }
 
 impl Executor {
@@ -28,44 +50,40 @@ impl Executor {
         }
     }
 
-    /// The image presented last.
+    /// The image presented last. The job that draws it may still be on the GPU: what is submitted from now
+    /// on runs behind it.
     pub(crate) fn presented(&self) -> Option<&Image> {
         self.presented.as_ref()
     }
 
-    /// Runs a job and waits for its end.
-    pub(crate) fn run(&mut self, stream: &[u8], latched: &[Latched]) -> (Span, Result<(), Reason>) {
-        let (commands, present) = match self.encode(stream, latched) {
+    /// Gives a job to the GPU, behind those that are there.
+    pub(crate) fn submit(&mut self, stream: &[u8], latched: &[Latched], timer: Timer) -> Flight {
+        let (commands, present) = match self.encode(stream, latched, &timer) {
             Ok(encoded) => encoded,
             Err(reason) => {
                 // What wgpu said on the way belongs to this job and not to the next.
                 let _ = self.gpu.fault();
-                return (Span::none(now()), Err(reason));
+                let result = Err(reason);
+                return Flight { submission: None, submitted: now(), result, timer };
             }
         };
         let gpu = &self.gpu;
         let submitted = now();
-        let submission = gpu.queue.submit([commands]);
-        if let Some(timer) = gpu.timer() {
-            timer.map();
-        }
-        let waited = gpu.wait(submission);
-        let notified = now();
-        let span = match gpu.timer() {
-            Some(timer) => timer.read(submitted, notified),
-            None => super::device::place(None, 1.0, submitted, notified),
-        };
-        let result = waited.and_then(|()| gpu.fault());
+        let submission = Some(gpu.queue.submit([commands]));
+        timer.map();
+        // Looked at here and not after the wait: by then another job may be the one at fault.
+        let result = gpu.fault();
         if result.is_ok() && present.is_some() {
             self.presented = present;
         }
-        (span, result)
+        Flight { submission, submitted, result, timer }
     }
 
     fn encode(
         &mut self,
         stream: &[u8],
         latched: &[Latched],
+        timer: &Timer,
     ) -> Result<(CommandBuffer, Option<Image>), Reason> {
         let gpu = &self.gpu;
         let mut encoder =
@@ -74,7 +92,7 @@ impl Executor {
         {
             let mut pass = encoder.begin_compute_pass(&ComputePassDescriptor {
                 label: None,
-                timestamp_writes: gpu.timer().map(super::device::Timer::writes),
+                timestamp_writes: timer.writes(),
             });
             for (index, command) in Stream::open(stream, SubmitKind::Job)?.enumerate() {
                 match command? {
@@ -103,9 +121,7 @@ impl Executor {
                 }
             }
         }
-        if let Some(timer) = gpu.timer() {
-            timer.resolve(&mut encoder);
-        }
+        timer.resolve(&mut encoder);
         let commands = encoder.finish();
         // What wgpu found wrong shows here; such commands must not be submitted.
         gpu.fault()?;

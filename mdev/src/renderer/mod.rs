@@ -6,7 +6,8 @@
 //!
 //! | thread | does | files |
 //! |---|---|---|
-//! | job | takes packets in order, runs each job to its end | `job`, `device` |
+//! | job | takes packets in order, gives each job to the GPU | `job`, `device` |
+//! | ends | waits for each job's end, and answers | `ends` |
 //! | setup | makes resources, reads images back | `setup`, `warm`, `capture` |
 //!
 //! Streams were validated by the host; they are checked again as they are read (`stream`), because that
@@ -15,6 +16,7 @@
 
 mod capture;
 mod device;
+mod ends;
 #[cfg(feature = "fuzz")]
 pub mod fuzz;
 mod job;
@@ -35,6 +37,7 @@ pub use launch::{Launcher, Start};
 pub use threads::JOB_PRIORITY;
 
 use self::device::Device;
+use self::ends::Ends;
 use self::job::Executor;
 use self::message::{Head, Kind, MAX_ORDER, MAX_TEXT, Packet, PacketBuffer, Received, send};
 use self::resources::Change;
@@ -81,8 +84,8 @@ pub enum RendererError {
     /// The GPU was lost while it was used.
     #[error("the Vulkan device was lost")]
     Lost,
-    /// The setup thread could not be started.
-    #[error("cannot start the setup thread")]
+    /// A thread could not be started, or not be given the host's socket.
+    #[error("cannot start a thread")]
     Thread(#[source] io::Error),
     /// The setup thread is gone.
     #[error("the setup thread has ended early")]
@@ -127,19 +130,21 @@ fn serve(socket: &OwnedFd) -> Result<(), RendererError> {
     threads::pin(&start.render_cpus);
     let gpu = Arc::new(Device::open(start.adapter.as_deref())?);
     let mut executor = Executor::new(Arc::clone(&gpu));
-    warm::device(&mut executor, &gpu)?;
+    let timers = warm::device(&mut executor, &gpu)?;
     threads::pin(&start.host_cpus);
 
     let (changes, made) = channel();
-    let own = socket.try_clone().map_err(RendererError::Thread)?;
-    let orders = Setup::start(Arc::clone(&gpu), start.limits, changes, own)?;
+    let own = || socket.try_clone().map_err(RendererError::Thread);
+    let orders = Setup::start(Arc::clone(&gpu), start.limits, changes, own()?)?;
+    let ends = Ends::start(Arc::clone(&gpu), timers, own()?)?;
     threads::prefer();
 
     let mut name = gpu.description().to_owned();
     name.truncate(name.floor_char_boundary(MAX_TEXT));
     reply(socket.as_fd(), &Head::new(Kind::Ready), name.as_bytes())?;
-    let mut renderer = Renderer { socket: socket.as_fd(), gpu, executor, orders, made };
-    renderer.run(&mut packets)
+    let mut renderer = Renderer { socket: socket.as_fd(), executor, ends, orders, made };
+    renderer.run(&mut packets)?;
+    renderer.ends.finish()
 }
 
 fn receive_start(
@@ -178,8 +183,8 @@ fn reply(socket: BorrowedFd<'_>, head: &Head, text: &[u8]) -> Result<(), Rendere
 /// The job thread.
 struct Renderer<'a> {
     socket: BorrowedFd<'a>,
-    gpu: Arc<Device>,
     executor: Executor,
+    ends: Ends,
     orders: SyncSender<Order>,
     /// What the setup thread has made and the executor does not have yet.
     made: Receiver<Vec<Change>>,
@@ -193,30 +198,20 @@ impl Renderer<'_> {
             }
             let Packet { head, payload, .. } = packet;
             match head.kind() {
-                Some(Kind::Job) => self.job(&head, payload)?,
+                Some(Kind::Job) => {
+                    let (latched, stream) = message::split_job(&head, payload)
+                        .ok_or(RendererError::Protocol("a job shorter than its latches"))?;
+                    // Why it has ended is told by `Ends::finish`.
+                    let Some(timer) = self.ends.timer() else { return Ok(()) };
+                    let flight = self.executor.submit(stream, latched, timer);
+                    self.ends.expect(head.token, flight);
+                }
                 Some(Kind::Setup) => self.setup(head.token, payload)?,
                 Some(Kind::Capture) => self.capture()?,
                 _ => return Err(RendererError::Protocol("an unknown order")),
             }
         }
         Ok(())
-    }
-
-    fn job(&mut self, head: &Head, payload: &[u8]) -> Result<(), RendererError> {
-        let (latched, stream) = message::split_job(head, payload)
-            .ok_or(RendererError::Protocol("a job shorter than its latches"))?;
-        let (span, result) = self.executor.run(stream, latched);
-        if self.gpu.is_lost() {
-            return Err(RendererError::Lost);
-        }
-        let done = Head {
-            start: span.start,
-            end: span.end,
-            busy: span.busy,
-            estimated: u32::from(span.estimated),
-            ..Head::token(Kind::Done, head.token).result(result)
-        };
-        reply(self.socket, &done, &[])
     }
 
     fn setup(&mut self, token: u64, stream: &[u8]) -> Result<(), RendererError> {

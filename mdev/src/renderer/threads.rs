@@ -3,7 +3,7 @@
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
-/// Real-time priority of the job thread: above ordinary threads, below the dispatcher's.
+/// Real-time priority of the threads on a job's path: above ordinary threads, below the dispatcher's.
 pub const JOB_PRIORITY: libc::c_int = 5;
 
 /// Keeps the calling thread, and threads it starts from now on, on these CPUs. An empty list, or one that

@@ -5,11 +5,13 @@
 //! with no workgroups: the guest's code is compiled and none of it runs.
 
 use super::RendererError;
-use super::device::Device;
+use super::device::{Device, Timer};
+use super::ends::IN_FLIGHT;
 use super::job::Executor;
 use super::resources::{Change, Pipeline, Resource};
 use super::setup::{create_buffer, create_image, create_pipeline};
 use super::writer::Writer;
+use beamline_abi::Nanos;
 use beamline_abi::frame::{MAX_BINDINGS, SubmitKind};
 use wgpu::naga::{AddressSpace, Module, TypeInner, front::wgsl};
 use wgpu::{
@@ -22,8 +24,12 @@ const SIDES: [u32; 2] = [4, 3];
 /// The largest stand-in buffer, in bytes; a shader that wants more is compiled at its first job.
 const MAX_STAND_IN: u64 = 1 << 20;
 
-/// Runs a few jobs as frames will: reaches the driver's threads, the upload path and the clock.
-pub(crate) fn device(executor: &mut Executor, gpu: &Device) -> Result<(), RendererError> {
+/// Runs a few jobs as frames will: reaches the driver's threads, the upload path and the clock. Answers the
+/// timers that they used.
+pub(crate) fn device(
+    executor: &mut Executor,
+    gpu: &Device,
+) -> Result<[Timer; IN_FLIGHT], RendererError> {
     const WGSL: &str = "@group(0) @binding(0) var<storage, read_write> a: array<u32>;
         @compute @workgroup_size(64) fn main(@builtin(global_invocation_id) id: vec3<u32>) {
             a[id.x] = a[id.x] * 3u + id.x;
@@ -41,11 +47,20 @@ pub(crate) fn device(executor: &mut Executor, gpu: &Device) -> Result<(), Render
         .write(1, 0, &[1; 64])
         .dispatch(2, [16, 1, 1], &[(0, 1)])
         .finish();
-    for _ in 0..8 {
-        executor.run(&job, &[]).1.map_err(failed)?;
+    let mut free = Nanos::ZERO;
+    let mut timers = [(); IN_FLIGHT].map(|()| gpu.timer());
+    for _ in 0..4 {
+        let flights = timers.map(|timer| executor.submit(&job, &[], timer));
+        let mut result = Ok(());
+        timers = flights.map(|flight| {
+            let (_, landed, timer) = flight.land(gpu, &mut free);
+            result = result.and(landed);
+            timer
+        });
+        result.map_err(failed)?;
     }
     executor.apply([Change::Remove(1), Change::Remove(2)]);
-    Ok(())
+    Ok(timers)
 }
 
 /// What a shader wants at one binding.

@@ -10,7 +10,7 @@ const MAX_CPU: u32 = 1024;
 pub(crate) const MAX_COUNT: u32 = 64;
 /// Time slices that Linux takes, in µs.
 const SLICES_US: std::ops::RangeInclusive<u32> = 100..=100_000;
-/// Real-time priorities of vCPUs. They stay below everything that serves all guests: a renderer's job thread has 5, a
+/// Real-time priorities of vCPUs. They stay below everything that serves all guests: a renderer's threads on a job's path have 5, a
 /// host's workers have 20, and its dispatcher and posters more. A guest that spins would hold up every other's frames.
 pub const REALTIME: std::ops::RangeInclusive<u32> = 1..=4;
 /// A vCPU that polls longer than this keeps a CPU from everybody else: µs.

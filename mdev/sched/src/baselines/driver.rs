@@ -14,6 +14,7 @@ pub(super) const MS: u64 = 1_000 * US;
 
 pub(super) const NONE: GpuCaps = GpuCaps {
     in_flight: 1,
+    ahead: 0,
     switch_cost: Nanos(0),
     guard_margin: Nanos(0),
     preemption: Preemption::None,

@@ -5,8 +5,9 @@ use super::Beamline;
 use crate::contract::{Class, Contract, Guard};
 use crate::demand::{self, Task};
 use crate::guard::{Kind, Rule};
-use crate::policy::TenantId;
+use crate::policy::{Preemption, TenantId};
 use crate::preempt;
+use crate::tenant::Tenant;
 use alloc::vec::Vec;
 
 /// Reserved tenants up to which the harmless blocking is worked out; beyond, none is assumed harmless.
@@ -50,6 +51,21 @@ impl Beamline {
         }
     }
 
+    /// Works out how many jobs may stand in line on the GPU: none where somebody else, or a budget, would wait
+    /// for them.
+    pub(super) fn renew_ahead(&mut self) {
+        let mut all = self.tenants.iter().flatten();
+        let alone = match (all.next(), all.next()) {
+            (Some(Tenant { contract, .. }), None) => {
+                // What is latched would be read a job too early.
+                contract.class != Class::Reserved && contract.late_latch.is_none()
+            }
+            _ => false,
+        };
+        let runs_to_its_end = matches!(self.caps.preemption, Preemption::None);
+        self.ahead = if alone && runs_to_its_end { u32::from(self.caps.ahead) } else { 0 };
+    }
+
     /// Whether the reserved work is in time at every alignment of the vblanks, so that it may also come late.
     fn any_alignment(&self, tasks: &[Task]) -> bool {
         let others = self.tenants.iter().flatten().filter(|t| t.contract.class != Class::Reserved);
@@ -74,6 +90,91 @@ impl Beamline {
             // Later than this the job could not end in time anyway.
             let hold = l.window.saturating_sub(l.budget).0;
             self.guards.set_rule(t, Kind::LateLatch, Rule { hold, span: l.window.0, ..rule });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Beamline;
+    use crate::contract::{Class, Contract};
+    use crate::policy::{Decision, Defer, GpuCaps, JobSpec, Policy, Preemption, TenantId, Ticket};
+    use crate::testing::{CAPS, contract, flood, vr};
+    use alloc::vec;
+    use alloc::vec::Vec;
+    use beamline_abi::{FrameId, JobIndex, Nanos};
+
+    fn policy(preemption: Preemption) -> Beamline {
+        Beamline::new(GpuCaps { ahead: 1, preemption, ..CAPS }, 4, 16)
+    }
+
+    fn submit(policy: &mut Beamline, tenant: u16, tickets: core::ops::Range<u32>) {
+        for ticket in tickets {
+            let job = JobSpec {
+                ticket: Ticket(ticket),
+                tenant: TenantId(tenant),
+                frame: FrameId::NONE,
+                job: JobIndex(0),
+                jobs: 1,
+                late_latch: false,
+                arrival: Nanos(0),
+                release: Nanos(0),
+                deadline: Nanos::MAX,
+                slot: 0,
+            };
+            policy.submit(job).unwrap();
+        }
+    }
+
+    /// What is granted at 1 ms until the policy idles, and why it does.
+    fn granted(policy: &mut Beamline) -> (Vec<u32>, Defer) {
+        let mut all = vec![];
+        loop {
+            match policy.decide(Nanos(1_000_000)) {
+                Decision::Grant { ticket, .. } => all.push(ticket.0),
+                Decision::Preempt { .. } => panic!("nobody wants the GPU"),
+                Decision::Idle { why, .. } => return (all, why),
+            }
+        }
+    }
+
+    #[test]
+    fn a_tenant_alone_has_a_job_in_line_until_another_comes() {
+        let mut policy = policy(Preemption::None);
+        policy.admit(TenantId(0), &flood());
+        submit(&mut policy, 0, 0..8);
+        assert_eq!(granted(&mut policy), (vec![0, 1], Defer::InFlight));
+        policy.complete(Nanos(1), Ticket(0), Nanos(1));
+        assert_eq!(granted(&mut policy).0, [2]);
+
+        policy.admit(TenantId(1), &contract(60, 2_000, 2_000));
+        policy.complete(Nanos(1), Ticket(1), Nanos(1));
+        assert_eq!(granted(&mut policy), (vec![], Defer::InFlight));
+        policy.complete(Nanos(1), Ticket(2), Nanos(1));
+        assert_eq!(granted(&mut policy).0, [3]);
+
+        policy.remove(TenantId(1));
+        assert_eq!(granted(&mut policy).0, [4]);
+    }
+
+    #[test]
+    fn what_is_reserved_or_latches_late_or_can_be_asked_back_has_none() {
+        let elastic = Contract { class: Class::Elastic, ..flood() };
+        let reserved = contract(60, 9_000, 1_000);
+        let latching = Contract { late_latch: vr().late_latch, ..elastic };
+        let full = Preemption::Full { cost: Nanos(1_000) };
+        let levels = Preemption::Levels { levels: 2, grain: Nanos(1_000) };
+        for (contract, preemption, most) in [
+            (elastic, Preemption::None, 2),
+            (reserved, Preemption::None, 1),
+            (latching, Preemption::None, 1),
+            (flood(), full, 1),
+            (flood(), levels, 1),
+        ] {
+            let mut policy = policy(preemption);
+            policy.admit(TenantId(0), &contract);
+            submit(&mut policy, 0, 0..8);
+            assert_eq!(granted(&mut policy).0.len(), most, "{contract:?} {preemption:?}");
         }
     }
 }

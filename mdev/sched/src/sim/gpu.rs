@@ -192,8 +192,13 @@ mod tests {
     use std::vec::Vec;
 
     fn gpu(preemption: Preemption) -> Gpu {
-        let caps =
-            GpuCaps { in_flight: 4, switch_cost: Nanos(10), guard_margin: Nanos::ZERO, preemption };
+        let caps = GpuCaps {
+            in_flight: 4,
+            ahead: 0,
+            switch_cost: Nanos(10),
+            guard_margin: Nanos::ZERO,
+            preemption,
+        };
         Gpu::new(&caps, 8, Ledger::new(4, 0, 100_000, 0, true))
     }
 

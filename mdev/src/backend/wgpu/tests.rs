@@ -358,6 +358,38 @@ fn a_slice_may_queue_so_much_and_keeps_its_order() {
     });
 }
 
+#[test]
+fn jobs_in_line_have_their_own_times_and_faults() {
+    let Some(mut gpu) = ready() else { return };
+    let slice = key(0, 1);
+    let stream = make().buffer(1, 512).pipeline(3, "spin", SPIN).finish();
+    setup(&mut gpu, slice, &stream).unwrap();
+    let good = job().write(1, 0, &100_u32.to_le_bytes()).dispatch(3, [1, 1, 1], &[(0, 1)]).finish();
+    // wgpu finds the first, the renderer itself the second.
+    let unbound = job().dispatch(3, [1, 1, 1], &[]).finish();
+    let unknown = job().write(9, 0, &[0; 4]).finish();
+    let streams: Vec<_> =
+        [&good, &unbound, &good, &unknown].into_iter().cycle().take(MAX_QUEUED_JOBS).collect();
+    let now = crate::renderer::now();
+    for (ticket, stream) in (0..).zip(&streams) {
+        gpu.submit(now, Grant::unchecked(slice, Ticket(ticket), stream, &[])).unwrap();
+    }
+    let mut results = Vec::new();
+    let mut free = now;
+    wait(&mut gpu, |event| {
+        if let Event::Done { gpu_start, gpu_end, estimated, result, .. } = event {
+            if result.is_ok() && !estimated {
+                assert!(*gpu_start >= free, "it ran beside the one before it");
+                free = *gpu_end;
+            }
+            results.push(*result);
+        }
+        (results.len() == streams.len()).then_some(())
+    });
+    let of_four = [Ok(()), Err(Reason::Malformed), Ok(()), Err(Reason::BadId)];
+    assert_eq!(results, of_four.into_iter().cycle().take(MAX_QUEUED_JOBS).collect::<Vec<_>>());
+}
+
 /// What lies between `submit` and `Done` beyond the job itself. Prints; asserts nothing about time.
 #[test]
 #[ignore = "a measurement"]

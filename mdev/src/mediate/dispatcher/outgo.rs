@@ -66,6 +66,26 @@ impl Dispatcher {
         now.saturating_add(Nanos(bound.0.saturating_mul(together)))
     }
 
+    /// A job of this slice has left the GPU. Those behind it ran at its end at the latest: from then on each has
+    /// the time of all that are on the GPU together.
+    fn renew_kills(&mut self, index: usize, now: Nanos) {
+        let entry = |t: &Ticket| self.jobs.get(t.0);
+        let bound = |t: &Ticket| {
+            let slice = self.slice(usize::from(entry(t)?.slice))?;
+            Some(slice.link.contract.max_job.saturating_add(self.kill_grace))
+        };
+        let bounds = self.running.iter().filter_map(bound);
+        let latest = bounds.fold(now, Nanos::saturating_add);
+        for ticket in &self.running {
+            if let Some(entry) = self.jobs.get_mut(ticket.0)
+                && usize::from(entry.slice) == index
+                && let Some(running) = &mut entry.running
+            {
+                running.kill_at = running.kill_at.min(latest);
+            }
+        }
+    }
+
     /// Stage 6 for one job: it leaves the slab, its frame is told, its fence goes to the poster.
     pub(super) fn finish(
         &mut self,
@@ -78,6 +98,7 @@ impl Dispatcher {
         let index = usize::from(entry.slice);
         if entry.running.is_some() {
             self.running.retain(|t| *t != ticket);
+            self.renew_kills(index, now);
         }
         self.recorder.record(match result {
             Ok(()) => Stamp::fence(entry.key, now),

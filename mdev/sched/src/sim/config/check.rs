@@ -43,6 +43,8 @@ impl Checker<'_> {
         let gpu = &raw.gpu;
         let caps = GpuCaps {
             in_flight: gpu.in_flight,
+            // No time passes here between two jobs.
+            ahead: 0,
             switch_cost: self.millis("gpu.switch_cost", gpu.switch_cost_ms)?,
             guard_margin: self.millis("gpu.guard_margin", gpu.guard_margin_ms)?,
             preemption: match gpu.preemption {
