@@ -2,8 +2,7 @@
 //! finds what it wrote before, and goes on when there is room again.
 
 use crate::bed::Bed;
-use crate::nested::{INIT, config, inner, share};
-use crate::operator::{outer, patiently};
+use crate::nested::{INIT, config, inner, outer, patiently, share};
 use crate::{turn, words};
 use std::path::Path;
 

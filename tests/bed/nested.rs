@@ -6,6 +6,7 @@ use crate::bed::Bed;
 use crate::guest::{Guest, Hardware, Iommu, Machine};
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 /// A processor that QEMU models with SVM and nested paging.
 const CPU: &str = "EPYC-v4";
@@ -31,6 +32,28 @@ beamline() {
 }
 set +e
 ";
+
+/// For the outer guest: runs a command, and says what it said and how it ended.
+const TRY: &str = r#"
+try() {
+    name=$1
+    shift
+    "$@" >/tmp/said 2>&1 </dev/null
+    status=$?
+    sed "s/^/$name: /" /tmp/said
+    echo "$name: status=$status"
+}
+# Waits for a line of a file, for as long as the process lives whose file that is.
+heard() {
+    until grep -q "$2" $3; do
+        kill -0 $1 2>/dev/null || { cat $3; exit 1; }
+        sleep 0.3
+    done
+}
+"#;
+
+/// For several guests of a guest, one after the other, on a busy machine.
+const PATIENCE: Duration = Duration::from_mins(12);
 
 /// The inner guest's first process. What it says goes to the serial port.
 pub(crate) const INIT: &str = r#"#!/bin/busybox sh
@@ -117,6 +140,16 @@ pub(crate) fn hardware(share: &Path) -> Hardware<'_> {
     Hardware { cpu: CPU, memory: "5G", share: Some(share), ..Hardware::default() }
 }
 
+/// Starts an outer guest that does `script`, which may use `TRY`, and waits for longer than others do.
+pub(crate) fn patiently(bed: &Bed, folder: &Path, script: &str) -> Guest {
+    let script = &[OUTER, TRY, script].concat();
+    let (programs, devices, words) = (&[][..], vec![], "mitigations=off");
+    let machine = Machine { script, programs, devices, iommu: Iommu::None, words };
+    let share = folder.join("share");
+    let hardware = Hardware { patience: PATIENCE, ..hardware(&share) };
+    Guest::start_on(bed, folder, &machine, &hardware)
+}
+
 /// Starts an outer guest that has further devices of QEMU.
 pub(crate) fn start_with(bed: &Bed, folder: &Path, script: &str, devices: Vec<String>) -> Guest {
     let machine =
@@ -129,4 +162,16 @@ pub(crate) fn start_with(bed: &Bed, folder: &Path, script: &str, devices: Vec<St
 /// The lines of the inner guest that start with `start`, without that.
 pub(crate) fn inner<'a>(said: &'a [String], start: &str) -> Vec<&'a str> {
     said.iter().filter_map(|line| line.strip_prefix(INNER)?.strip_prefix(start)).collect()
+}
+
+/// The lines that start so, without that.
+pub(crate) fn outer<'a>(said: &'a [String], start: &str) -> Vec<&'a str> {
+    said.iter().filter_map(|line| line.strip_prefix(start)).collect()
+}
+
+/// What a command of `try` said, which ended with `status`.
+pub(crate) fn tried(said: &[String], name: &str, status: &str) -> String {
+    let lines = outer(said, &format!("{name}: "));
+    assert_eq!(lines.last(), Some(&&*format!("status={status}")), "{name}: {said:#?}");
+    lines.join("\n")
 }

@@ -2,31 +2,9 @@
 //! real processes have given up while a stock Linux kernel runs in them.
 
 use crate::bed::Bed;
-use crate::guest::{Guest, Hardware, Iommu, Machine};
-use crate::nested::{INIT, OUTER, config, hardware, inner, share};
+use crate::nested::{INIT, config, inner, outer, patiently, share, tried};
 use crate::{turn, words};
 use std::collections::HashMap;
-use std::path::Path;
-use std::time::Duration;
-
-/// For the outer guest: runs a command, and says what it said and how it ended.
-const TRY: &str = r#"
-try() {
-    name=$1
-    shift
-    "$@" >/tmp/said 2>&1 </dev/null
-    status=$?
-    sed "s/^/$name: /" /tmp/said
-    echo "$name: status=$status"
-}
-# Waits for a line of a file, for as long as the process lives whose file that is.
-heard() {
-    until grep -q "$2" $3; do
-        kill -0 $1 2>/dev/null || { cat $3; exit 1; }
-        sleep 0.3
-    done
-}
-"#;
 
 /// What each thread of a process has given up, and which processes are its children.
 const STATUS: &str = r#"
@@ -151,19 +129,6 @@ const OF_HOST: &str = "0000000000804102";
 const OF_CONNECTOR: &str = "0000000000000002";
 const NONE: &str = "0000000000000000";
 
-/// For several guests of a guest, one after the other, on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(12);
-
-/// Starts an outer guest that does `script`, which may use `TRY`, and waits for longer than others do.
-pub(crate) fn patiently(bed: &Bed, folder: &Path, script: &str) -> Guest {
-    let script = &[OUTER, TRY, script].concat();
-    let (programs, devices, words) = (&[][..], vec![], "mitigations=off");
-    let machine = Machine { script, programs, devices, iommu: Iommu::None, words };
-    let share = folder.join("share");
-    let hardware = Hardware { patience: PATIENCE, ..hardware(&share) };
-    Guest::start_on(bed, folder, &machine, &hardware)
-}
-
 /// A guest's file, for a folder that is not the share.
 fn file(more: &str) -> String {
     config("256M", more)
@@ -173,18 +138,6 @@ fn file(more: &str) -> String {
 
 fn disk(path: &str, more: &str) -> String {
     format!("[[device]]\ntype = \"virtio-blk\"\npath = \"{path}\"\nformat = \"raw\"\n{more}")
-}
-
-/// The lines that start so, without that.
-pub(crate) fn outer<'a>(said: &'a [String], start: &str) -> Vec<&'a str> {
-    said.iter().filter_map(|line| line.strip_prefix(start)).collect()
-}
-
-/// What a command of `try` said, which ended with `status`.
-pub(crate) fn tried(said: &[String], name: &str, status: &str) -> String {
-    let lines = outer(said, &format!("{name}: "));
-    assert_eq!(lines.last(), Some(&&*format!("status={status}")), "{name}: {said:#?}");
-    lines.join("\n")
 }
 
 /// The threads of a process, by their `status`.

@@ -2,8 +2,7 @@
 //! balloon that a stock Linux kernel blows up.
 
 use crate::bed::Bed;
-use crate::nested::{INIT, config, inner, share};
-use crate::operator::{outer, patiently, tried};
+use crate::nested::{INIT, config, inner, outer, patiently, share, tried};
 use crate::{turn, words};
 use std::collections::HashMap;
 

@@ -10,7 +10,7 @@ const HOST: &str = "run_dir = \"run\"\n[gpu]\nbackend = \"model\"\n";
 const MOST: usize = 200;
 
 /// Lines of a guest's file. What follows ` = ` here is a value that is right; an input may choose another.
-const OF_GUEST: [&str; 55] = [
+const OF_GUEST: [&str; 56] = [
     "[guest]",
     "name = \"g\"",
     "image = \"i\"",
@@ -32,6 +32,7 @@ const OF_GUEST: [&str; 55] = [
     "nice = -1",
     "slice_us = 500",
     "halt_poll_us = 100",
+    "tsc_offset = -100",
     "hyperv = true",
     "[[node]]\nmemory = \"2M\"\nvcpus = [0]",
     "[[node]]\nmemory = \"2M\"\nvcpus = [1]",

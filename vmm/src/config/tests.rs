@@ -93,6 +93,8 @@ fn what_the_ram_is_made_of() {
         let text = message(&with(size, more));
         assert!(text.contains(part), "no `{part}` in {text}");
     }
+    let ahead = GOOD.replacen("count = 1", "count = 1\ntsc_offset = -1_000_000", 1);
+    assert_eq!(parse(&ahead).unwrap().vcpus.tsc_offset, Some(-1_000_000));
     let polled = GOOD.replacen("count = 1", "count = 1\nhalt_poll_us = 200", 1);
     assert_eq!(parse(&polled).unwrap().vcpus.halt_poll_us, Some(200));
     assert!(message(&polled.replacen("200", "10001", 1)).contains("vcpus.halt_poll_us: is 10001"));

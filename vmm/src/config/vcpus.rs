@@ -10,8 +10,9 @@ const MAX_CPU: u32 = 1024;
 pub(crate) const MAX_COUNT: u32 = 64;
 /// Time slices that Linux takes, in µs.
 const SLICES_US: std::ops::RangeInclusive<u32> = 100..=100_000;
-/// Real-time priorities of vCPUs. They stay below everything that serves all guests: a renderer's threads on a job's path have 5, a
-/// host's workers have 20, and its dispatcher and posters more. A guest that spins would hold up every other's frames.
+/// Real-time priorities of vCPUs. They stay below everything that serves all guests: a renderer's threads on a job's
+/// path have 5, a host's workers 20, and its dispatcher and posters more. A guest that spins would hold up every
+/// other's frames.
 pub const REALTIME: std::ops::RangeInclusive<u32> = 1..=4;
 /// A vCPU that polls longer than this keeps a CPU from everybody else: µs.
 const MAX_POLL_US: u32 = 10_000;
@@ -36,6 +37,8 @@ pub(super) struct Raw {
     /// each vCPU, and CAP_SYS_NICE or an rtprio limit.
     realtime: Option<u32>,
     halt_poll_us: Option<u32>,
+    /// What the guest's TSC is ahead of the host's, in ticks; below 0: behind it.
+    tsc_offset: Option<i64>,
     /// The guest finds Microsoft's hypervisor, with its clocks and timers, and not KVM.
     #[serde(default)]
     hyperv: bool,
@@ -54,6 +57,7 @@ impl Default for Raw {
             slice_us: None,
             realtime: None,
             halt_poll_us: None,
+            tsc_offset: None,
             hyperv: false,
         }
     }
@@ -76,6 +80,8 @@ pub struct Vcpus {
     /// How long a halted vCPU's thread looks for its next interrupt before it sleeps, in µs, 0 to 10,000, where it
     /// is not KVM's own: it wakes sooner, and keeps a host CPU busy for as long.
     pub halt_poll_us: Option<u32>,
+    /// Ticks that the guest's TSC is ahead of the host's, where KVM does not choose them: it has the counter start at 0.
+    pub tsc_offset: Option<i64>,
     /// The guest finds Microsoft's hypervisor, as far as KVM has its interface, and not KVM.
     pub hyperv: bool,
 }
@@ -117,7 +123,7 @@ impl Raw {
             ));
         }
         self.check_realtime()?;
-        let Self { count, nice, slice_us, realtime, halt_poll_us, hyperv, cpus } = self;
+        let Self { count, nice, slice_us, realtime, halt_poll_us, tsc_offset, hyperv, cpus } = self;
         let empty = cpus.as_ref().is_some_and(Vec::is_empty);
         let cpus = cpus.unwrap_or_default();
         if empty {
@@ -133,7 +139,7 @@ impl Raw {
             ));
         }
         let cpus = cpus.into_iter().map(|c| c as usize).collect();
-        Ok(Vcpus { count, cpus, nice, slice_us, realtime, halt_poll_us, hyperv })
+        Ok(Vcpus { count, cpus, nice, slice_us, realtime, halt_poll_us, tsc_offset, hyperv })
     }
 
     fn check_realtime(&self) -> Result<(), Wrong> {

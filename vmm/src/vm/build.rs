@@ -163,6 +163,11 @@ impl Builder {
             let vcpu = vm.create_vcpu(u64::from(seat.apic_id)).map_err(refused("a vCPU"))?;
             let others = if placement.hyperv { hyperv::turn_on(&kvm, &vcpu)? } else { Vec::new() };
             vcpu::set_up(&host, &others, &vcpu, seat, start)?;
+            if let Some(offset) = placement.tsc_offset {
+                clock::set_tsc_offset(&vcpu, clock::TscOffset(offset as u64)).map_err(refused(
+                    "vcpus.tsc_offset (KVM_VCPU_TSC_OFFSET, from Linux 5.16 on)",
+                ))?;
+            }
             vcpus.push(vcpu);
         }
         let mut platform = Platform::new(vm);
