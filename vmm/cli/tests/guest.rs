@@ -28,7 +28,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 /// Says `boot` on its serial port. Then writes to port 0x80 for ever, until its power button is pressed, when it
 /// switches off, or a byte comes on the serial port, which is its exit code.
@@ -90,7 +90,19 @@ impl Running {
 
     fn start(arguments: &[&str], folder: &Path) -> Self {
         let all = [&["run", "guest.toml", "--json"], arguments].concat();
-        let mut this = Self::of(beamline(&all, folder).stderr(Stdio::piped()));
+        Self::started(&mut beamline(&all, folder))
+    }
+
+    /// By env(1), which has the end of a terminal be what `signal` says, whatever it is to the tests themselves.
+    fn start_by_env(signal: &str, folder: &Path) -> Self {
+        let run = beamline(&["run", "guest.toml", "--json"], folder);
+        let mut env = Command::new("env");
+        env.arg(signal).arg(run.get_program()).args(run.get_args()).current_dir(folder);
+        Self::started(env.stdin(Stdio::null()))
+    }
+
+    fn started(command: &mut Command) -> Self {
+        let mut this = Self::of(command.stderr(Stdio::piped()));
         let started = this.event();
         assert_eq!(started["event"], "started", "{started}");
         assert_eq!((&started["guest"], &started["api"]), (&"tiny".into(), &SOCKET.into()));
@@ -316,16 +328,24 @@ fn a_guest_that_reboots_lives_again_in_the_sandbox_and_leaves_nothing() {
 }
 
 #[test]
-fn the_end_of_its_terminal_ends_a_guest_in_order() {
-    if !kvm_or_skip("the_end_of_its_terminal_ends_a_guest_in_order") {
+fn the_end_of_its_terminal_ends_a_guest_in_order_unless_it_is_ignored() {
+    if !kvm_or_skip("the_end_of_its_terminal_ends_a_guest_in_order_unless_it_is_ignored") {
         return;
     }
     let folder = folder_with(GUEST);
-    let guest = Running::start(&[], folder.path());
+    let folder = folder.path();
+    let guest = Running::start_by_env("--default-signal=HUP", folder);
     kill_process(Pid::from_child(&guest.child), Signal::HUP).unwrap();
     let (code, events, _) = guest.ends();
     assert_eq!((code, events), (Some(0), vec![json!({ "event": "stopped" })]));
-    assert!(!folder.path().join(SOCKET).exists());
+    assert!(!folder.join(SOCKET).exists());
+
+    // As under nohup(1).
+    let guest = Running::start_by_env("--ignore-signal=HUP", folder);
+    kill_process(Pid::from_child(&guest.child), Signal::HUP).unwrap();
+    assert_eq!(asked(&["show"], folder)["state"], "running");
+    kill_process(Pid::from_child(&guest.child), Signal::TERM).unwrap();
+    assert_eq!(guest.ends().0, Some(0));
 }
 
 #[test]
