@@ -40,6 +40,9 @@ fn a_disk_that_qemu_has_is_refused() {
             .args(["-device", "virtio-blk-pci,drive=d"]);
         let mut process = Process::start("qemu", &mut command, false);
         process.until("{\"QMP\"");
+        // It greets before its device has the disk, and answers only after.
+        process.say("{\"execute\": \"qmp_capabilities\"}");
+        process.until("{\"return\"");
         assert_eq!(in_use(beamline), expected, "QEMU: readonly={qemu}, Beamline: {beamline:?}");
     }
     // Nobody has it.
