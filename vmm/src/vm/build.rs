@@ -165,7 +165,7 @@ impl Builder {
             vcpu::set_up(&host, &others, &vcpu, seat, start)?;
             if let Some(offset) = placement.tsc_offset {
                 clock::set_tsc_offset(&vcpu, clock::TscOffset(offset as u64)).map_err(refused(
-                    "vcpus.tsc_offset (KVM_VCPU_TSC_OFFSET, from Linux 5.16 on)",
+                    "vcpus.tsc_offset (it takes hardware virtualisation and Linux 5.16; without them leave the key out)",
                 ))?;
             }
             vcpus.push(vcpu);

@@ -1,6 +1,6 @@
 //! Stages 4 to 6: what goes out: grants to the backend, fences to the posters.
 
-use super::{Dispatcher, Life, Running, tenant};
+use super::{Dispatcher, Life, Running, Slice, tenant};
 use crate::backend::{GpuError, Latched};
 use crate::mediate::job::{Grant, Job, Validated};
 use crate::mediate::message::{MAX_QUEUED, Pending, Post};
@@ -40,7 +40,7 @@ impl Dispatcher {
         self.recorder.record(stamp);
         match result {
             Ok(()) => {
-                let bound = slice.link.contract.max_job.saturating_add(self.kill_grace);
+                let bound = self.bound(slice);
                 let kill_at = self.extend_kills(now, bound);
                 if let Some(entry) = self.jobs.get_mut(ticket.0) {
                     entry.running = Some(Running { since: now, kill_at });
@@ -66,16 +66,19 @@ impl Dispatcher {
         now.saturating_add(Nanos(bound.0.saturating_mul(together)))
     }
 
-    /// A job of this slice has left the GPU. Those behind it ran at its end at the latest: from then on each has
-    /// the time of all that are on the GPU together.
+    /// How long a job of this slice may run where it has the GPU alone.
+    fn bound(&self, slice: &Slice) -> Nanos {
+        slice.link.contract.max_job.saturating_add(self.kill_grace)
+    }
+
+    /// A job of this slice has left the GPU. None behind it waits for it any longer: from now on each has the time
+    /// of all that are on the GPU together.
     fn renew_kills(&mut self, index: usize, now: Nanos) {
-        let entry = |t: &Ticket| self.jobs.get(t.0);
         let bound = |t: &Ticket| {
-            let slice = self.slice(usize::from(entry(t)?.slice))?;
-            Some(slice.link.contract.max_job.saturating_add(self.kill_grace))
+            let slice = self.slice(usize::from(self.jobs.get(t.0)?.slice))?;
+            Some(self.bound(slice))
         };
-        let bounds = self.running.iter().filter_map(bound);
-        let latest = bounds.fold(now, Nanos::saturating_add);
+        let latest = self.running.iter().filter_map(bound).fold(now, Nanos::saturating_add);
         for ticket in &self.running {
             if let Some(entry) = self.jobs.get_mut(ticket.0)
                 && usize::from(entry.slice) == index
